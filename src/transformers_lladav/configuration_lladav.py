@@ -1,0 +1,193 @@
+"""Hyper-parameters of LLaDA-V: sizes, token ids and picture geometry, checked when they are made."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import auto_docstring
+
+SIGLIP2_SO400M = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+# [height, width] in pixels; the width varies slowest, which decides between equally good canvases.
+DEFAULT_PINPOINTS = [[384 * down, 384 * across] for across in range(1, 7) for down in range(1, 7)]
+
+
+@auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
+@strict
+class LladaVTextConfig(PreTrainedConfig):
+    r"""
+    Sizes of the bidirectional language model. The defaults are those of LLaDA-8B (arXiv:2502.09992).
+
+    Example:
+
+    ```python
+    >>> from transformers_lladav import LladaVTextConfig
+
+    >>> LladaVTextConfig().num_hidden_layers
+    32
+    ```"""
+
+    model_type = "lladav_text"
+    base_config_key = "text_config"
+    default_theta = 500000.0
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 126464
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 16384
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    mlp_bias: bool = False
+    use_cache: bool = False
+    bos_token_id: int | None = 126080
+    eos_token_id: int | list[int] | None = 126348
+    pad_token_id: int | None = 126081
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check that the sizes fit each other; called by `strict` after construction.
+
+        Raises:
+            ValueError: if the heads do not divide the hidden size or the key-value heads do not divide the heads.
+        """
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.num_key_value_heads is not None and self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+
+
+@auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
+@strict
+class LladaVConfig(PreTrainedConfig):
+    r"""
+    mask_token_id (`int`, *optional*, defaults to 126336):
+        The token that stands for "not known yet"; answers start as a row of it.
+    output_vocab_size (`int`, *optional*, defaults to 126349):
+        Number of leading vocabulary entries that generation may produce; the rest are placeholders and unused rows.
+    suppressed_token_ids (`list[int]`, *optional*, defaults to `[126081, 126080, 126346, 126347]`):
+        Tokens that generation never writes: end of text, start of text and the two header marks.
+    image_grid_pinpoints (`list[list[int]]`, *optional*):
+        Canvases a picture may be tiled on, as [height, width] in multiples of the tile size; 1 x 1 to 6 x 6 tiles by
+        default. An empty list turns tiling off: every picture is one tile, padded to a square.
+    max_tiles (`int`, *optional*, defaults to 4):
+        A tiled picture's feature map is shrunk to about the area of this many tiles ("anyres_max_4").
+    newline_position (`str`, *optional*, defaults to `"grid"`):
+        Where a video gets newline vectors: "grid", "frame", "one_token" or "no_token".
+    single_tile_newline (`bool`, *optional*, defaults to `True`):
+        Whether a picture of one tile ends with a newline vector, as in training.
+
+    Example:
+
+    ```python
+    >>> from transformers_lladav import LladaVConfig
+
+    >>> LladaVConfig().vision_config.num_hidden_layers
+    26
+    ```"""
+
+    model_type = "lladav"
+    sub_configs = {"text_config": LladaVTextConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 126349
+    video_token_id: int = 126350
+    mask_token_id: int = 126336
+    output_vocab_size: int | None = 126349
+    suppressed_token_ids: list[int] | tuple[int, ...] = (126081, 126080, 126346, 126347)
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+    image_grid_pinpoints: list | None = None
+    max_tiles: int = 4
+    newline_position: Literal["grid", "frame", "one_token", "no_token"] = "grid"
+    single_tile_newline: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.text_config is None:
+            self.text_config = LladaVTextConfig()
+        elif isinstance(self.text_config, dict):
+            self.text_config = LladaVTextConfig(**self.text_config)
+        if self.vision_config is None:
+            self.vision_config = dict(SIGLIP2_SO400M)
+        if isinstance(self.vision_config, dict):
+            sizes = dict(self.vision_config)
+            self.vision_config = CONFIG_MAPPING[sizes.pop("model_type", "siglip_vision_model")](**sizes)
+        if self.image_grid_pinpoints is None:
+            self.image_grid_pinpoints = [list(size) for size in DEFAULT_PINPOINTS]
+        self.suppressed_token_ids = list(self.suppressed_token_ids)
+        if self.output_vocab_size is None:
+            self.output_vocab_size = self.text_config.vocab_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of a tile: 384 // 14 = 27."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    def validate_geometry(self):
+        """Check token ids and tile sizes; called by `strict` after construction.
+
+        Raises:
+            ValueError: naming the field, its value and the rule.
+        """
+        vocab_size, tile = self.text_config.vocab_size, self.vision_config.image_size
+        for name in ("image_token_id", "video_token_id", "mask_token_id"):
+            if not 0 <= getattr(self, name) < vocab_size:
+                raise ValueError(f"{name}={getattr(self, name)} is not in the vocabulary of {vocab_size} tokens")
+        if not 0 < self.output_vocab_size <= vocab_size:
+            raise ValueError(f"output_vocab_size={self.output_vocab_size} must lie in 1..vocab_size={vocab_size}")
+        for pinpoint in self.image_grid_pinpoints:
+            if len(pinpoint) != 2 or any(side <= 0 or side % tile for side in pinpoint):
+                raise ValueError(
+                    f"image_grid_pinpoints has {pinpoint}; each entry is [height, width] in multiples of the "
+                    f"tile size {tile}"
+                )
+        if self.max_tiles < 1:
+            raise ValueError(f"max_tiles={self.max_tiles} must be at least 1")
+
+
+__all__ = ["LladaVConfig", "LladaVTextConfig"]

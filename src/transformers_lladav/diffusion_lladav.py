@@ -1,0 +1,84 @@
+"""The forward process of masked diffusion: which answer tokens are hidden, and what each counts in the loss.
+
+LLaDA, arXiv:2502.09992, section 2.2 and algorithm 2: a sample gets one noise level t, every answer token is replaced
+by the mask token with probability p = (1 - eps) t + eps, and the loss weighs each replaced token by 1 / p.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+IGNORE_INDEX = -100
+NOISE_FLOOR = 1e-3
+
+
+@dataclass
+class NoisedBatch:
+    """A batch after the forward process.
+
+    Attributes:
+        input_ids: (batch, length), the ids with some of them replaced by the mask token.
+        labels: (batch, length), the hidden token at replaced positions, -100 elsewhere.
+        loss_weights: (batch, length), float32, what each replaced position counts.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    loss_weights: torch.Tensor
+
+
+def add_mask_noise(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    mask_token_id: int,
+    protected_token_ids: tuple[int, ...] = (),
+    generator: torch.Generator | None = None,
+) -> NoisedBatch:
+    """Hide labelled tokens at one random noise level per sample.
+
+    Unlike upstream, where the noise is always drawn from the global generator, a generator may be given. The draws
+    are upstream's: (batch) levels first, then (batch, length) positions, both uniform in float32.
+
+    Args:
+        input_ids: (batch, length) token ids, pictures already expanded to placeholders.
+        labels: (batch, length), -100 where nothing is to be learned.
+        mask_token_id: the token that hides others.
+        protected_token_ids: tokens that are never hidden, whatever their label (picture placeholders).
+        generator: source of the draws, on the device of `input_ids`; the global one by default.
+
+    Returns:
+        The noised batch. A sample's weights are 1 / (p * number of its labelled tokens).
+    """
+    batch, length = input_ids.shape
+    device = input_ids.device
+    level = torch.rand(batch, generator=generator, device=device)  # (batch,)
+    probability = ((1 - NOISE_FLOOR) * level + NOISE_FLOOR)[:, None]  # (batch, 1)
+    draws = torch.rand(batch, length, generator=generator, device=device)
+    learnable = labels != IGNORE_INDEX
+    for token_id in protected_token_ids:
+        learnable = learnable & (input_ids != token_id)
+    hidden = learnable & (draws < probability)
+    answer_length = learnable.sum(dim=1, keepdim=True).clamp(min=1)
+    weights = hidden / (probability * answer_length)
+    return NoisedBatch(
+        input_ids=torch.where(hidden, mask_token_id, input_ids),
+        labels=torch.where(hidden, labels, IGNORE_INDEX),
+        loss_weights=weights,
+    )
+
+
+def weighted_token_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, batch: int) -> torch.Tensor:
+    """Sum of weighted cross-entropies over the batch size, LLaDA's equation 3 for given noise.
+
+    Args:
+        logits: (positions, vocabulary) of the replaced positions of all samples.
+        labels: (positions,) the tokens that were hidden.
+        weights: (positions,) what each counts.
+        batch: number of samples the sum is divided by.
+
+    Returns:
+        A scalar in float32; zero, with a graph, when no position was replaced.
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * weights).sum() / batch

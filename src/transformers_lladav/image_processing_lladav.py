@@ -1,0 +1,360 @@
+"""Pictures to tiles: choose a canvas, cut it, normalise. Pillow and numpy only.
+
+LLaDA-V, arXiv:2505.16933, section 3 ("anyres"). Pixel values depend on Pillow's bicubic filter on 8-bit pictures;
+another library's resize differs by up to one grey level.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import ImageInput, PILImageResampling, load_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, auto_docstring
+
+from .tiling_lladav import best_resolution, fitted_size, tile_layout, video_token_count
+
+# [height, width] in pixels, the width varying slowest; the same canvases as in the model's configuration.
+DEFAULT_PINPOINTS = [[384 * down, 384 * across] for across in range(1, 7) for down in range(1, 7)]
+PAD_COLOUR = (127, 127, 127)
+
+
+class LladaVImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    image_grid_pinpoints (`list[list[int]]`, *optional*):
+        Canvases a picture may be tiled on, as [height, width]. An empty list turns tiling off.
+    patch_size (`int`, *optional*):
+        Side of the vision tower's patches in pixels.
+    max_tiles (`int`, *optional*):
+        A feature map larger than this many tiles is shrunk to about that area.
+    newline_position (`str`, *optional*):
+        Where a video gets newline tokens: "grid", "frame", "one_token" or "no_token".
+    single_tile_newline (`bool`, *optional*):
+        Whether a picture of one tile ends with a newline token.
+    tiling (`str`, *optional*):
+        "auto" tiles a sample's only picture and pads several to one square tile each; "tiles" and "square" force one
+        of the two.
+    max_image_pixels (`int`, *optional*):
+        Larger pictures are refused before they are decoded.
+    max_video_frames (`int`, *optional*):
+        A longer video is sampled uniformly down to this many frames.
+    """
+
+    image_grid_pinpoints: list[list[int]]
+    patch_size: int
+    max_tiles: int
+    newline_position: Literal["grid", "frame", "one_token", "no_token"]
+    single_tile_newline: bool
+    tiling: Literal["auto", "tiles", "square"]
+    max_image_pixels: int
+    max_video_frames: int
+
+
+class Geometry(NamedTuple):
+    """The settings that decide tiles and token counts."""
+
+    tile_size: int
+    patches_per_side: int
+    pinpoints: list[list[int]]
+    max_tiles: int
+    newline_position: str
+    single_tile_newline: bool
+
+
+def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
+    """Turn whatever a user calls a picture into an upright RGB image.
+
+    Args:
+        source: a path, an http(s) or data URL, a PIL image, a numpy array or a torch tensor.
+        name: what messages call it, such as "image 2".
+        max_pixels: pictures with more are refused before decoding.
+
+    Returns:
+        The picture in mode RGB.
+
+    Raises:
+        ValueError: if it cannot be read, is empty, or is too large; names the picture, the limit and the way out.
+        TypeError: if it is none of the accepted types.
+    """
+    if isinstance(source, str | os.PathLike):
+        name = f"{name} ({str(source)[:200]})"
+    try:
+        picture = _open(source)
+        _check_size(picture.size, name, max_pixels)
+        if not isinstance(source, Image.Image):
+            picture = ImageOps.exif_transpose(picture)
+        return picture.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is too large to be decoded safely: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
+            f"max_image_pixels (now {max_pixels})"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _open(source: Any) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(source)):
+        return Image.open(source)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://", "data:image/")):
+            return load_image(source)
+        raise FileNotFoundError("there is no such file; give a path, an http(s) URL or a data:image/ URL")
+    if hasattr(source, "detach"):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray) and 0 not in source.shape:
+        return to_pil_image(source)
+    if isinstance(source, np.ndarray):
+        raise OSError(f"an array of shape {source.shape} has no pixels")
+    raise TypeError(f"a picture is a path, a URL, a PIL image or an array, not {type(source).__name__}")
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"{name} has size {width} x {height}; both sides must be at least 1 pixel")
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name} has {width} x {height} = {width * height} pixels, more than max_image_pixels={max_pixels}; "
+            f"pass max_image_pixels={width * height} if you trust it"
+        )
+
+
+@auto_docstring
+class LladaVImageProcessor(PilBackend):
+    model_input_names = ["pixel_values", "image_sizes", "image_tile_counts"]
+    valid_kwargs = LladaVImageProcessorKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    size = {"height": 384, "width": 384}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    image_grid_pinpoints = DEFAULT_PINPOINTS
+    patch_size = 14
+    max_tiles = 4
+    newline_position = "grid"
+    single_tile_newline = True
+    tiling = "auto"
+    max_image_pixels = 178_956_970  # where Pillow itself refuses
+    max_video_frames = 32
+
+    def __init__(self, **kwargs: Unpack[LladaVImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open every picture of a nested list; see `open_picture` for what is accepted and raised."""
+        if isinstance(image_url_or_urls, list | tuple):
+            counter = iter(range(1, 1 << 30))
+            return self._fetch_nested(image_url_or_urls, counter)
+        return open_picture(image_url_or_urls, "image", self.max_image_pixels)
+
+    def _fetch_nested(self, images: Sequence[Any], counter: Any) -> list[Any]:
+        return [
+            self._fetch_nested(item, counter)
+            if isinstance(item, list | tuple)
+            else open_picture(item, f"image {next(counter)}", self.max_image_pixels)
+            for item in images
+        ]
+
+    @auto_docstring
+    def preprocess(self, images: ImageInput, **kwargs: Unpack[LladaVImageProcessorKwargs]) -> BatchFeature:
+        r"""
+        images (`ImageInput`):
+            A picture, a list of pictures (each its own sample), or a list of lists (the pictures of each sample).
+
+        Returns `pixel_values` (tiles, 3, side, side) of all pictures one after the other, `image_sizes`
+        (pictures, 2) as (height, width), `image_tile_counts` (pictures,) and `num_image_tokens`, a list.
+        """
+        return super().preprocess(images, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: ImageInput, *args: Any, **kwargs: Any) -> BatchFeature:
+        limit = kwargs.get("max_image_pixels") or self.max_image_pixels
+        samples = images if isinstance(images, list | tuple) else [images]
+        samples = [sample if isinstance(sample, list | tuple) else [sample] for sample in samples]
+        counter = iter(range(1, 1 << 30))
+        pictures = [[open_picture(item, f"image {next(counter)}", limit) for item in sample] for sample in samples]
+        return self._preprocess(pictures, *args, **kwargs)
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list[list[Image.Image]],
+        resample: PILImageResampling,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: list[float],
+        image_std: list[float],
+        tiling: str,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        self._refuse_unsupported(kwargs)
+        geometry = self.geometry(**kwargs)
+        table = _value_table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        tiles, sizes, counts, tokens = [], [], [], []
+        for sample in images:
+            tiled = geometry.pinpoints and (tiling == "tiles" or (tiling == "auto" and len(sample) == 1))
+            for picture in sample:
+                cut = self._cut(picture, geometry, resample) if tiled else self._square(picture, geometry, resample)
+                tiles.append(_apply_table(cut, table))
+                sizes.append((picture.height, picture.width))
+                counts.append(len(cut))
+                tokens.append(count_image_tokens(sizes[-1], len(cut), geometry))
+        data = {"pixel_values": np.concatenate(tiles), "image_sizes": sizes, "image_tile_counts": counts}
+        features = BatchFeature(data, tensor_type=return_tensors)
+        features["num_image_tokens"] = tokens
+        return features
+
+    def _refuse_unsupported(self, options: dict[str, Any]) -> None:
+        for name, only in (
+            ("do_resize", True),
+            ("do_convert_rgb", True),
+            ("do_center_crop", False),
+            ("do_pad", False),
+        ):
+            if options.get(name) is not None and bool(options[name]) is not only:
+                raise ValueError(
+                    f"{name}={options[name]!r} is not supported: tiling needs {name}={only}; leave it out"
+                )
+
+    def geometry(self, **overrides: Any) -> Geometry:
+        """The settings that decide tiles and token counts, with overrides for one call.
+
+        Args:
+            **overrides: any of the processor's settings.
+
+        Returns:
+            The geometry.
+
+        Raises:
+            ValueError: if a tile is not a square.
+        """
+
+        def setting(name: str) -> Any:
+            value = overrides.get(name)
+            return getattr(self, name) if value is None else value
+
+        size = setting("size")
+        height, width = size["height"], size["width"]
+        if height != width or height is None:
+            raise ValueError(f"size={height} x {width}: a tile is a square; pass equal height and width")
+        return Geometry(
+            tile_size=height,
+            patches_per_side=height // setting("patch_size"),
+            pinpoints=setting("image_grid_pinpoints"),
+            max_tiles=setting("max_tiles"),
+            newline_position=setting("newline_position"),
+            single_tile_newline=setting("single_tile_newline"),
+        )
+
+    @staticmethod
+    def _cut(picture: Image.Image, geometry: Geometry, resample: PILImageResampling) -> np.ndarray:
+        """A picture as base tile and tiles, (tiles, side, side, 3) bytes."""
+        side = geometry.tile_size
+        canvas_size = best_resolution((picture.height, picture.width), geometry.pinpoints)
+        height, width = fitted_size((picture.height, picture.width), canvas_size)
+        canvas = Image.new("RGB", (canvas_size[1], canvas_size[0]))
+        corner = ((canvas_size[1] - width) // 2, (canvas_size[0] - height) // 2)
+        canvas.paste(picture.resize((width, height), resample), corner)
+        down, across = canvas_size[0] // side, canvas_size[1] // side
+        grid = np.asarray(canvas).reshape(down, side, across, side, 3).transpose(0, 2, 1, 3, 4)
+        base = np.asarray(picture.resize((side, side), resample))
+        return np.concatenate([base[None], grid.reshape(down * across, side, side, 3)])
+
+    @staticmethod
+    def _square(picture: Image.Image, geometry: Geometry, resample: PILImageResampling) -> np.ndarray:
+        """A picture padded to a grey square as its only tile, (1, side, side, 3) bytes."""
+        longest = max(picture.size)
+        square = Image.new("RGB", (longest, longest), PAD_COLOUR)
+        square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
+        return np.asarray(square.resize((geometry.tile_size, geometry.tile_size), resample))[None]
+
+    def preprocess_video(
+        self, frames: Sequence[Any], name: str = "video", return_tensors: str | TensorType | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Turn a video, given as its frames, into one stretched tile per frame.
+
+        Args:
+            frames: pictures in order; more than `max_video_frames` are sampled uniformly.
+            name: what messages call the video.
+            return_tensors: as everywhere in transformers.
+            **kwargs: overrides of the processor's settings.
+
+        Returns:
+            `pixel_values_videos` (frames, 3, side, side), `video_frame_counts` (1,) and `num_video_tokens`, a list.
+
+        Raises:
+            ValueError: if there is no frame or one cannot be read.
+        """
+        if len(frames) == 0:
+            raise ValueError(f"{name} has no frames")
+        geometry = self.geometry(**kwargs)
+        limit = kwargs.get("max_video_frames") or self.max_video_frames
+        chosen = range(len(frames))
+        if len(frames) > limit:
+            chosen = np.linspace(0, len(frames) - 1, limit, dtype=int)
+        side = (geometry.tile_size, geometry.tile_size)
+        resample = self.resample if kwargs.get("resample") is None else kwargs["resample"]
+        pixels = [
+            np.asarray(open_picture(frames[i], f"{name}, frame {i}", self.max_image_pixels).resize(side, resample))
+            for i in chosen
+        ]
+        table = _value_table(self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
+        count = video_token_count(len(pixels), geometry.patches_per_side, geometry.newline_position)
+        data = {"pixel_values_videos": _apply_table(np.stack(pixels), table), "video_frame_counts": [len(pixels)]}
+        features = BatchFeature(data, tensor_type=return_tensors)
+        features["num_video_tokens"] = [count]
+        return features
+
+
+def count_image_tokens(image_size: tuple[int, int], tiles: int, geometry: Geometry) -> int:
+    """Tokens of one picture: its base tile, and the tiled map or one newline.
+
+    Args:
+        image_size: (height, width) in pixels.
+        tiles: tiles it was cut into, the base tile included.
+        geometry: of the image processor.
+
+    Returns:
+        The number of placeholders it needs.
+    """
+    base = geometry.patches_per_side**2
+    if tiles == 1:
+        return base + int(geometry.single_tile_newline)
+    layout = tile_layout(
+        image_size, geometry.pinpoints, geometry.tile_size, geometry.patches_per_side, geometry.max_tiles
+    )
+    return base + layout.num_grid_tokens
+
+
+def _value_table(
+    do_rescale: bool, rescale_factor: float, do_normalize: bool, mean: list[float], std: list[float]
+) -> np.ndarray:
+    """What each of the 256 byte values becomes in each channel, (3, 256) float32."""
+    values = np.tile(np.arange(256, dtype=np.float64), (3, 1))
+    if do_rescale:
+        values = values * rescale_factor
+    if do_normalize:
+        values = (values - np.asarray(mean)[:, None]) / np.asarray(std)[:, None]
+    return values.astype(np.float32)
+
+
+def _apply_table(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(tiles, side, side, 3) bytes -> (tiles, 3, side, side) float32."""
+    out = np.empty((len(pixels), 3, *pixels.shape[1:3]), dtype=np.float32)
+    for channel in range(3):
+        np.take(table[channel], pixels[..., channel], out=out[:, channel])
+    return out
+
+
+__all__ = ["LladaVImageProcessor"]

@@ -1,0 +1,264 @@
+"""Chats, pictures and video frames to model inputs.
+
+The prompt format is that of LLaDA-V's inference (arXiv:2505.16933): nothing stands between a picture and the text
+after it. `image_separator="\\n"`, a template variable, gives what its training saw.
+"""
+
+import re
+from typing import Any
+
+from transformers import AddedToken
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+
+from .image_processing_lladav import count_image_tokens
+from .tiling_lladav import tile_layout
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+CHAT_TEMPLATE = """\
+{%- set separator = image_separator if image_separator is defined else '' -%}
+{%- macro render(content) -%}
+  {%- if content is string -%}
+    {{- content | replace('<image>\\n', '<image>' + separator) -}}
+  {%- else -%}
+    {%- for part in content -%}
+      {%- if part.type == 'image' -%}{{- '<image>' + separator -}}
+      {%- elif part.type == 'video' -%}{{- '<video>' + separator -}}
+      {%- elif part.type == 'text' -%}{{- part.text -}}
+      {%- else -%}{{- raise_exception('a content part has type ' + part.type + '; use text, image or video') -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{{- '<|startoftext|>' -}}
+{%- if messages[0].role != 'system' -%}
+  {{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + default_system_prompt + '<|eot_id|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
+  {{- render(message.content) | trim -}}
+  {{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+{%- endif -%}
+"""
+
+
+def chat_template(default_system_prompt: str = DEFAULT_SYSTEM_PROMPT) -> str:
+    """The Jinja template of a checkpoint.
+
+    Args:
+        default_system_prompt: what a chat without a system message starts with.
+
+    Returns:
+        The template; variables are those of transformers and `image_separator`.
+    """
+    literal = default_system_prompt.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"{{%- set default_system_prompt = '{literal}' -%}}\n" + CHAT_TEMPLATE
+
+
+class LladaVProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {
+        "text_kwargs": {"padding": True, "padding_side": "left", "add_special_tokens": False},
+        "images_kwargs": {},
+    }
+
+
+class LladaVProcessor(ProcessorMixin):
+    """Builds model inputs from text or chats with pictures and videos.
+
+    Args:
+        image_processor: a [`LladaVImageProcessor`].
+        tokenizer: LLaDA's tokenizer; the placeholders are added to it if it lacks them.
+        chat_template: Jinja template; the official prompt format by default.
+        image_token: placeholder of a picture in text, `<image>` by default.
+        video_token: placeholder of a video in text, `<video>` by default.
+    """
+
+    valid_processor_kwargs = LladaVProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+    ) -> None:
+        self.image_token, self.video_token = image_token, video_token
+        for token in (image_token, video_token):
+            if token not in tokenizer.get_vocab():
+                tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
+        if chat_template is None:
+            chat_template = _default_template()
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def video_processor(self) -> None:
+        """Not a part of its own: frames go through the image processor.
+
+        The attribute only has to exist for transformers to hand videos to `_process_videos`.
+        """
+        return None
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that the model's forward takes."""
+        return [*super().model_input_names, "pixel_values_videos", "video_frame_counts"]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """Names that are only needed to count placeholders."""
+        return ["num_image_tokens", "num_video_tokens"]
+
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """Bring text to a list and pictures and videos to one list per sample.
+
+        Args:
+            images: a picture, a flat list (dealt out to the placeholders in order) or one list per sample.
+            text: a string or a list of strings.
+            videos: a video as a list of frames, a list of videos, or one list of videos per sample.
+            audio: refused.
+            **kwargs: not used here.
+
+        Returns:
+            Pictures, text, videos and None.
+
+        Raises:
+            ValueError: if audio is given.
+        """
+        if audio is not None:
+            raise ValueError("LLaDA-V takes pictures and videos, no audio; leave audio out")
+        texts = [text] if isinstance(text, str) else text if text is None else list(text)
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+            images = self._deal_out(images, texts, self.image_token)
+        if videos is not None:
+            videos = self._deal_out(_as_videos(videos), texts, self.video_token, depth=2)
+        return images, texts, videos, None
+
+    def _deal_out(self, items: Any, texts: list[str] | None, token: str, depth: int = 1) -> list[list[Any]]:
+        """One list of pictures (depth 1) or videos (depth 2) per sample; a flat list follows the placeholders."""
+        items = list(items) if isinstance(items, list | tuple) else [items]
+        if _depth(items) > depth:
+            return [list(sample) for sample in items]
+        if texts is None:
+            return [[item] for item in items]
+        counts = [sample.count(token) for sample in texts]
+        if sum(counts) != len(items):
+            raise ValueError(
+                f"{len(items)} were given for {sum(counts)} {token} placeholders ({counts} by sample); give one each"
+            )
+        stream = iter(items)
+        return [[next(stream) for _ in range(count)] for count in counts]
+
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> None:
+        """Check that every sample has as many pictures and videos as placeholders.
+
+        Args:
+            images: one list of pictures per sample, or None.
+            text: list of strings, or None.
+            videos: one list of videos per sample, or None.
+            audio: not used.
+            **kwargs: not used.
+
+        Raises:
+            ValueError: naming the sample and both counts.
+        """
+        if images is None and text is None and videos is None:
+            raise ValueError("give text, images or videos; there is nothing to process")
+        if text is None:
+            return
+        for items, token, kind in ((images, self.image_token, "pictures"), (videos, self.video_token, "videos")):
+            if items is not None and len(items) != len(text):
+                raise ValueError(f"{kind} were given for {len(items)} samples, but there are {len(text)} texts")
+            for index, sample in enumerate(text):
+                placeholders, given = sample.count(token), 0 if items is None else len(items[index])
+                if placeholders != given:
+                    raise ValueError(
+                        f"sample {index} has {placeholders} {token} placeholders and {given} {kind}; give one each"
+                    )
+
+    def _process_images(self, images: list[list[Any]], **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        filled = [sample for sample in images if sample]
+        if not filled:
+            return {}, []
+        features = self.image_processor(filled, **kwargs)
+        return features, [self.replace_image_token(features, i) for i in range(len(features["num_image_tokens"]))]
+
+    def _process_videos(self, videos: list[list[Any]], **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        flat = [video for sample in videos for video in sample]
+        if not flat:
+            return {}, []
+        parts = [self.image_processor.preprocess_video(video, f"video {i + 1}") for i, video in enumerate(flat)]
+        features: dict[str, Any] = {}
+        for name in ("pixel_values_videos", "video_frame_counts", "num_video_tokens"):
+            features[name] = [entry for part in parts for entry in part[name]]
+        return features, [self.replace_video_token(features, i) for i in range(len(parts))]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """The placeholder of one picture, repeated once per token of its features."""
+        return self.image_token * image_inputs["num_image_tokens"][image_idx]
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
+        """The placeholder of one video, repeated once per token of its features."""
+        return self.video_token * video_inputs["num_video_tokens"][video_idx]
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
+        for kind, token, token_id in (
+            ("picture", self.image_token, self.image_token_id),
+            ("video", self.video_token, self.video_token_id),
+        ):
+            for index, (sample, ids) in enumerate(zip(text, text_inputs["input_ids"], strict=True)):
+                kept, needed = list(ids).count(token_id), len(re.findall(re.escape(token), sample))
+                if kept != needed:
+                    raise ValueError(
+                        f"truncation would cut a {kind} of sample {index}: {kept} of its {needed} tokens fit; raise "
+                        "max_length or use fewer pictures"
+                    )
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs: Any) -> Any:
+        """Tokens and tiles of pictures of the given (height, width) sizes, each alone in its sample."""
+        if image_sizes is None:
+            return MultiModalData()
+        geometry = self.image_processor.geometry()
+        tiles = [1] * len(image_sizes)
+        if geometry.pinpoints:
+            tiles = [
+                tile_layout(
+                    tuple(size), geometry.pinpoints, geometry.tile_size, geometry.patches_per_side, geometry.max_tiles
+                ).num_tiles
+                for size in image_sizes
+            ]
+        tokens = [count_image_tokens(tuple(size), n, geometry) for size, n in zip(image_sizes, tiles, strict=True)]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=tiles)
+
+
+_default_template = chat_template
+
+
+def _depth(items: Any) -> int:
+    depth = 0
+    while isinstance(items, list | tuple):
+        depth += 1
+        items = next((item for item in items if not (isinstance(item, list | tuple) and not item)), None)
+    return depth
+
+
+def _as_videos(videos: Any) -> list[Any]:
+    """Bring one video, given as a list of frames, to a list of videos."""
+    return [videos] if _depth(videos) == 1 else videos
+
+
+__all__ = ["LladaVProcessor"]
