@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .asking import BUNDLED_CHECKPOINT
 from .configuration_lladav import LladaVConfig, LladaVTextConfig
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .generation_lladav import LladaVGenerationOutput
@@ -39,6 +40,7 @@ AutoProcessor.register(LladaVConfig, LladaVProcessor, exist_ok=True)
 AutoImageProcessor.register(LladaVConfig, slow_image_processor_class=LladaVImageProcessor, exist_ok=True)
 
 __all__ = [
+    "BUNDLED_CHECKPOINT",
     "LladaVConfig",
     "LladaVForMaskedDiffusion",
     "LladaVGenerationConfig",

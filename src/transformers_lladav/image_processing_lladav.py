@@ -109,11 +109,18 @@ def _open(source: Any) -> Image.Image:
         raise FileNotFoundError("there is no such file; give a path, an http(s) URL or a data:image/ URL")
     if hasattr(source, "detach"):
         source = source.detach().cpu().numpy()
-    if isinstance(source, np.ndarray) and 0 not in source.shape:
-        return to_pil_image(source)
     if isinstance(source, np.ndarray):
-        raise OSError(f"an array of shape {source.shape} has no pixels")
+        return _from_array(source)
     raise TypeError(f"a picture is a path, a URL, a PIL image or an array, not {type(source).__name__}")
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if 0 in pixels.shape:
+        raise OSError(f"an array of shape {pixels.shape} has no pixels")
+    try:
+        return to_pil_image(pixels[..., None] if pixels.ndim == 2 else pixels)
+    except (ValueError, TypeError) as error:
+        raise OSError(f"an array of shape {pixels.shape} and type {pixels.dtype}: {error}") from error
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -227,6 +234,10 @@ class LladaVImageProcessor(PilBackend):
                     f"{name}={options[name]!r} is not supported: tiling needs {name}={only}; leave it out"
                 )
 
+    def _setting(self, name: str, overrides: dict[str, Any]) -> Any:
+        value = overrides.get(name)
+        return getattr(self, name) if value is None else value
+
     def geometry(self, **overrides: Any) -> Geometry:
         """The settings that decide tiles and token counts, with overrides for one call.
 
@@ -239,22 +250,18 @@ class LladaVImageProcessor(PilBackend):
         Raises:
             ValueError: if a tile is not a square.
         """
-
-        def setting(name: str) -> Any:
-            value = overrides.get(name)
-            return getattr(self, name) if value is None else value
-
-        size = setting("size")
+        setting = self._setting
+        size = setting("size", overrides)
         height, width = size["height"], size["width"]
         if height != width or height is None:
             raise ValueError(f"size={height} x {width}: a tile is a square; pass equal height and width")
         return Geometry(
             tile_size=height,
-            patches_per_side=height // setting("patch_size"),
-            pinpoints=setting("image_grid_pinpoints"),
-            max_tiles=setting("max_tiles"),
-            newline_position=setting("newline_position"),
-            single_tile_newline=setting("single_tile_newline"),
+            patches_per_side=height // setting("patch_size", overrides),
+            pinpoints=setting("image_grid_pinpoints", overrides),
+            max_tiles=setting("max_tiles", overrides),
+            newline_position=setting("newline_position", overrides),
+            single_tile_newline=setting("single_tile_newline", overrides),
         )
 
     @staticmethod
@@ -298,18 +305,21 @@ class LladaVImageProcessor(PilBackend):
         """
         if len(frames) == 0:
             raise ValueError(f"{name} has no frames")
+        self._refuse_unsupported(kwargs)
         geometry = self.geometry(**kwargs)
-        limit = kwargs.get("max_video_frames") or self.max_video_frames
+        limit, max_pixels, resample = (
+            self._setting(option, kwargs) for option in ("max_video_frames", "max_image_pixels", "resample")
+        )
         chosen = range(len(frames))
         if len(frames) > limit:
             chosen = np.linspace(0, len(frames) - 1, limit, dtype=int)
         side = (geometry.tile_size, geometry.tile_size)
-        resample = self.resample if kwargs.get("resample") is None else kwargs["resample"]
         pixels = [
-            np.asarray(open_picture(frames[i], f"{name}, frame {i}", self.max_image_pixels).resize(side, resample))
+            np.asarray(open_picture(frames[i], f"{name}, frame {i}", max_pixels).resize(side, resample))
             for i in chosen
         ]
-        table = _value_table(self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
+        scaling = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        table = _value_table(*(self._setting(option, kwargs) for option in scaling))
         count = video_token_count(len(pixels), geometry.patches_per_side, geometry.newline_position)
         data = {"pixel_values_videos": _apply_table(np.stack(pixels), table), "video_frame_counts": [len(pixels)]}
         features = BatchFeature(data, tensor_type=return_tensors)

@@ -109,11 +109,17 @@ class LladaVModel(LladaVPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def _tile_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(tiles, 3, side, side) -> (tiles, patches, hidden): the last layer, before the tower's final norm."""
+    def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The tower's output before its final norm, which LLaDA-V does not use.
+
+        Args:
+            pixel_values: (tiles, 3, side, side).
+
+        Returns:
+            (tiles, patches, vision hidden) of the last layer.
+        """
         embeddings = self.vision_tower.embeddings(pixel_values.to(self.vision_tower.dtype))
-        features = self.vision_tower.encoder(inputs_embeds=embeddings).last_hidden_state
-        return self.multi_modal_projector(features)
+        return self.vision_tower.encoder(inputs_embeds=embeddings).last_hidden_state
 
     def _tile_counts(self, image_sizes: torch.Tensor, given: torch.Tensor | None, tiles: int) -> list[int]:
         """Tiles of each picture: as given, or else all tiled by size, or else one each."""
@@ -167,7 +173,7 @@ class LladaVModel(LladaVPreTrainedModel):
             ValueError: if the tile counts do not add up.
         """
         counts = self._tile_counts(image_sizes, image_tile_counts, len(pixel_values))
-        features = self._tile_features(pixel_values)  # (tiles, patches, hidden)
+        features = self.multi_modal_projector(self.encode_tiles(pixel_values))  # (tiles, patches, hidden)
         newline = self.image_newline.to(features.dtype)
         packed = [
             pack_tiles(tiles, self._layout(size), newline)
@@ -201,7 +207,7 @@ class LladaVModel(LladaVPreTrainedModel):
         counts = [frames] if video_frame_counts is None else video_frame_counts.tolist()
         if sum(counts) != frames:
             raise ValueError(f"pixel_values_videos holds {frames} frames, but video_frame_counts={counts}")
-        features = self._tile_features(pixel_values_videos)
+        features = self.multi_modal_projector(self.encode_tiles(pixel_values_videos))
         newline = self.image_newline.to(features.dtype)
         packed = [pack_frames(video, newline, self.config.newline_position) for video in features.split(counts)]
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=packed)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,6 +61,20 @@ class LladaVPreTrainedModel(PreTrainedModel):
         if hasattr(module, "image_newline"):
             hidden_size = module.image_newline.shape[0]
             init.normal_(module.image_newline, mean=0.0, std=1 / math.sqrt(hidden_size))
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """Save as every transformers model does, but under the native tensor names.
+
+        Args:
+            save_directory: the folder.
+            *args: as in transformers.
+            save_original_format: write the official tensor names instead. This is transformers' own default, and it
+                applies to models that never were in the official layout as well.
+            **kwargs: as in transformers.
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
 @auto_docstring(custom_intro="The bidirectional language model without its head.")

@@ -11,7 +11,7 @@ from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from .image_processing_lladav import count_image_tokens
+from .image_processing_lladav import LladaVImageProcessorKwargs, count_image_tokens
 from .tiling_lladav import tile_layout
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -63,6 +63,8 @@ def chat_template(default_system_prompt: str = DEFAULT_SYSTEM_PROMPT) -> str:
 
 
 class LladaVProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: LladaVImageProcessorKwargs
+    videos_kwargs: LladaVImageProcessorKwargs
     _defaults = {
         "text_kwargs": {"padding": True, "padding_side": "left", "add_special_tokens": False},
         "images_kwargs": {},
@@ -140,7 +142,6 @@ class LladaVProcessor(ProcessorMixin):
             raise ValueError("LLaDA-V takes pictures and videos, no audio; leave audio out")
         texts = [text] if isinstance(text, str) else text if text is None else list(text)
         if images is not None:
-            images = self.image_processor.fetch_images(images)
             images = self._deal_out(images, texts, self.image_token)
         if videos is not None:
             videos = self._deal_out(_as_videos(videos), texts, self.video_token, depth=2)
@@ -201,7 +202,8 @@ class LladaVProcessor(ProcessorMixin):
         flat = [video for sample in videos for video in sample]
         if not flat:
             return {}, []
-        parts = [self.image_processor.preprocess_video(video, f"video {i + 1}") for i, video in enumerate(flat)]
+        kwargs.pop("return_tensors", None)  # the base class converts everything at the end
+        parts = [self.image_processor.preprocess_video(v, f"video {i + 1}", **kwargs) for i, v in enumerate(flat)]
         features: dict[str, Any] = {}
         for name in ("pixel_values_videos", "video_frame_counts", "num_video_tokens"):
             features[name] = [entry for part in parts for entry in part[name]]

@@ -1,0 +1,40 @@
+# Two commands set everything up: `make demo` shows the model at work, `make test` runs the tests.
+# CPU builds of torch on Linux: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP_ARGS ?=
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint types readme clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt torch
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.run  ## Draw a fresh scene, ask the bundled checkpoint about it, save the picture with the answers.
+	$(VENV)/bin/lladav demo --output demo_out
+
+test: $(VENV)/.dev  ## Run the tests, offline.
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## Check style and formatting.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev  ## Check types.
+	$(VENV)/bin/mypy
+
+readme: $(VENV)/.dev  ## Render the tables of the README from the result files.
+	$(VENV)/bin/python model_cards/render_readme.py
+
+clean:  ## Remove the environment and everything generated.
+	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache

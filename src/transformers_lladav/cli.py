@@ -1,0 +1,237 @@
+"""The `lladav` command: thin handlers; everything heavy is imported when a command runs."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    name="lladav",
+    help="Ask questions about pictures with LLaDA-V, a masked-diffusion vision-language model.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+out, err = Console(), Console(stderr=True)
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a checkpoint; the bundled small one if left out.")
+]
+DeviceOption = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Run the command line; what users can put right is reported in a line, without a trace."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with user_errors():
+        app()
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors that users can put right into a line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("LLADAV_TRACE"):
+            raise
+        err.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Interrupted.")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        out.print(installed("transformers_lladav"))
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    picture: Annotated[str, typer.Argument(help="A picture file or an http(s) URL.")],
+    question: Annotated[str, typer.Argument(help="What you want to know about it.")],
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the answer canvas in tokens.")] = None,
+    block_length: Annotated[int | None, typer.Option(min=1, help="Tokens that are denoised together.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps over all blocks.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes --temperature above 0 repeatable.")] = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that the checkpoint brings along.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a QUESTION about a PICTURE and show the answer emerging from its masks."""
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "max_denoising_steps": steps,
+        "temperature": temperature,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    from . import asking
+
+    with err.status("Loading the model ...") if not as_json else _nothing():
+        assistant = asking.load(model, device, trust_remote_code)
+    if seed is not None:
+        import torch
+
+        settings["generator"] = torch.Generator().manual_seed(seed)
+    with _live_draft(enabled=not as_json and out.is_terminal) as show:
+        answer = asking.ask(assistant, picture, question, on_draft=show, **settings)
+    if as_json:
+        record = {"picture": picture, "question": question, "model": model or "bundled", **dataclasses.asdict(answer)}
+        print(json.dumps(record, ensure_ascii=False))  # noqa: T201
+        return
+    out.print(answer.text, markup=False, highlight=False, style="bold")
+    passes = f"{answer.denoising_steps} forward passes, {answer.tokens_per_forward:g} tokens per forward"
+    out.print(passes if answer.stopped else f"{passes}; the canvas is full: raise --max-new-tokens", style="dim")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _live_draft(enabled: bool) -> Iterator[Callable[[str], None] | None]:
+    """Show drafts in place while they change; the last one is wiped, the answer is printed after it."""
+    if not enabled:
+        yield None
+        return
+    with Live(console=out, transient=True, auto_refresh=False) as live:
+        yield lambda draft: live.update(Text(draft, style="yellow"), refresh=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the card.")] = Path("demo_out"),
+    scene: Annotated[int | None, typer.Option(min=0, max=99_999, help="Which scene; a random one by default.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a scene the bundled checkpoint never saw, ask about it and compare with the truth."""
+    import random
+
+    from . import asking, scenes
+    from .demo import answer_card, run_demo
+
+    index = random.randrange(100_000) if scene is None else scene
+    with err.status("Loading the model ..."):
+        assistant = asking.load(model, device)
+    drawn, rows = run_demo(assistant, index)
+    output.mkdir(parents=True, exist_ok=True)
+    picture_file, card_file = output / f"scene-{index}.png", output / f"scene-{index}-answers.png"
+    picture = scenes.render(drawn, 512)
+    picture.save(picture_file)
+    answer_card(picture, rows).save(card_file)
+    out.print(f"Picture: {picture_file} (scene {index}; repeat with --scene {index})")
+    table = Table("question", "true answer", "model's answer", "tokens / forward", show_lines=True)
+    for row in rows:
+        style = "green" if row.right else "red"
+        table.add_row(row.question, row.expected, Text(row.given, style=style), f"{row.tokens_per_forward:.2f}")
+    out.print(table)
+    out.print(f"{sum(row.right for row in rows)} of {len(rows)} right. Picture with answers: {card_file}")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelOption = None,
+    split: Annotated[list[str], typer.Option(help="Split of the scenes; can be repeated.")] = ["test"],  # noqa: B006
+    questions: Annotated[int, typer.Option(min=7, help="Questions per split, spread evenly over the kinds.")] = 700,
+    batch_size: Annotated[int, typer.Option(min=1)] = 50,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure exact match per kind of question, beside the blind baseline (the same questions, wrong pictures)."""
+    from . import asking
+    from . import evaluation as ev
+
+    with err.status("Loading the model ..."):
+        assistant = asking.load(model, device)
+    results = {}
+    for name in split:
+
+        def progress(starts: Iterable[int], name: str = name) -> Iterable[int]:
+            return track(list(starts), description=f"{name}", console=err)
+
+        results[name] = ev.evaluate(
+            assistant.model, assistant.processor, name, questions, batch_size, progress=progress
+        )
+        table = Table("kind", "questions", "exact match", "95 % interval", "wrong picture", title=name)
+        for score in results[name]:
+            low, high = score.interval
+            blind = f"{score.blind_correct / score.questions:.1%}"
+            table.add_row(
+                score.kind, str(score.questions), f"{score.accuracy:.1%}", f"{low:.1%} .. {high:.1%}", blind
+            )
+        out.print(table)
+    if output is not None:
+        splits = " ".join(f"--split {name}" for name in split)
+        command = f"lladav eval {splits} --questions {questions}"
+        ev.write_result(output, results, command, {"model": model or "bundled"})
+        out.print(f"Result written to {output}")
+
+
+@train_app.command("tiny")
+def train_tiny(
+    run: Annotated[Path, typer.Option(help="Folder for state and log; a run found there is continued.")] = Path(
+        "runs/tiny"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder for the finished checkpoint.")] = Path("runs/tiny/checkpoint"),
+    change: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; can be repeated.")
+    ] = [],  # noqa: B006
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+) -> None:
+    """Train the bundled checkpoint from scratch on procedural scenes; interrupted runs go on where they were."""
+    import torch
+
+    from .recipes import TinyRecipe, change_recipe
+    from .train_tiny import TinyTrainer, export
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recipe = change_recipe(TinyRecipe(), change)
+    trainer = TinyTrainer(recipe, run)
+    parameters = sum(weight.numel() for weight in trainer.model.parameters())
+    err.print(f"{parameters:,} parameters on {trainer.device}; step {trainer.step} of {recipe.steps}")
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log.jsonl").open("a", encoding="utf-8") as log_file:
+
+        def log(record: dict[str, Any]) -> None:
+            log_file.write(json.dumps(record) + "\n")
+            log_file.flush()
+            err.print(_log_line(record), highlight=False)
+
+        trainer.run(log)
+    export(trainer, output)
+    out.print(f"Checkpoint written to {output}; try: lladav ask PICTURE QUESTION --model {output}")
+
+
+def _log_line(record: dict[str, Any]) -> str:
+    head = f"step {record['step']:>6}  {record['seconds'] / 60:6.1f} min"
+    if "loss" in record:
+        return f"{head}  loss {record['loss']:.3f}"
+    shares = [f"{kind} {seen:.0%} (blind {blind:.0%})" for kind, (seen, blind) in record["validation"].items()]
+    return f"{head}  " + ", ".join(shares)

@@ -1,0 +1,151 @@
+"""Shared by all tests: one thread, no network, the official tiny model, and the table of deviations."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+import parity
+from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVImageProcessor, LladaVProcessor
+
+torch.set_num_threads(1)
+
+REPORT = pytest.StashKey[parity.Report]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPORT] = parity.Report()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    report = config.stash[REPORT]
+    if not report.cases:
+        return
+    terminalreporter.section("deviation from the official implementation")
+    terminalreporter.line(f"{'group':<38}{'cases':>6}  {'largest':>9}  {'allowed':>9}  case")
+    for group, count, worst in report.groups():
+        terminalreporter.line(
+            f"{group:<38}{count:>6}  {worst['deviation']:>9.3g}  {worst['tolerance']:>9.3g}  {worst['case']}"
+        )
+    if path := os.environ.get("LLADAV_PARITY_REPORT"):
+        Path(path).write_text(json.dumps(report.as_json(), indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def parity_report(request: pytest.FixtureRequest) -> parity.Report:
+    """Takes every comparison with the official numbers."""
+    return request.config.stash[REPORT]
+
+
+@pytest.fixture(scope="session")
+def official_tokenizer() -> PreTrainedTokenizerBase:
+    """The stand-in tokenizer as the official release ships it, without placeholders."""
+    return AutoTokenizer.from_pretrained(parity.OFFICIAL)
+
+
+@pytest.fixture
+def image_processor() -> LladaVImageProcessor:
+    return LladaVImageProcessor()
+
+
+@pytest.fixture(scope="session")
+def processor() -> LladaVProcessor:
+    return LladaVProcessor(LladaVImageProcessor(), AutoTokenizer.from_pretrained(parity.OFFICIAL))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(processor: LladaVProcessor) -> PreTrainedTokenizerBase:
+    return processor.tokenizer
+
+
+def official_config() -> LladaVConfig:
+    """Our configuration of the official tiny model: three vision layers of four are kept."""
+    text = json.loads((parity.OFFICIAL / "config.json").read_text())
+    vision = json.loads((parity.FOLDER / "checkpoint-siglip" / "config.json").read_text())["vision_config"]
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return LladaVConfig(
+        text_config={name: text[name] for name in (*sizes, "num_key_value_heads", "max_position_embeddings")},
+        vision_config={**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1, "vision_use_head": False},
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> LladaVForMaskedDiffusion:
+    """The official tiny model in float32, its tensors renamed while they are loaded; do not train it."""
+    loaded, info = LladaVForMaskedDiffusion.from_pretrained(
+        parity.OFFICIAL, config=official_config(), dtype=torch.float32, output_loading_info=True
+    )
+    problems = {name: keys for name, keys in info.items() if keys}
+    assert not problems, problems
+    return loaded.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def configured(model: LladaVForMaskedDiffusion) -> Callable:
+    """A context in which the model's configuration has other values."""
+
+    @contextmanager
+    def change(**settings: object) -> Iterator[LladaVForMaskedDiffusion]:
+        before = {name: getattr(model.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(model.config, name, value)
+            yield model
+        finally:
+            for name, value in before.items():
+                setattr(model.config, name, value)
+
+    return change
+
+
+def tiny_config(**changes: object) -> LladaVConfig:
+    """A model of other sizes and token ids than LLaDA-V's: tiles of 56 pixels, 4 x 4 patches, 96 tokens."""
+    text = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    }
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    text.update(changes.pop("text_config", {}))
+    settings = {
+        "image_token_id": 90,
+        "video_token_id": 91,
+        "mask_token_id": 92,
+        "output_vocab_size": 80,
+        "suppressed_token_ids": [1, 3],
+        "image_grid_pinpoints": [[56 * down, 56 * across] for across in (1, 2) for down in (1, 2)],
+    }
+    return LladaVConfig(text_config=text, vision_config=vision, **{**settings, **changes})
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., LladaVForMaskedDiffusion]:
+    """Builds a small model with seeded weights, with changes to `tiny_config`."""
+
+    def build(**changes: object) -> LladaVForMaskedDiffusion:
+        torch.manual_seed(0)
+        return LladaVForMaskedDiffusion(tiny_config(**changes)).eval()
+
+    return build

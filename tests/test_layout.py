@@ -1,0 +1,132 @@
+"""The architecture, as a table: who may import whom, how large a module or function may grow, what has a test."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "transformers_lladav"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+SHIPPED = {name for name in MODULES if name.endswith("_lladav")}
+
+MAX_MODULE_LINES = 450
+MAX_FUNCTION_LINES = 50
+MAX_FORWARD_LINES = 80
+
+# Modules of ours that each module may import. A shipped module may import shipped modules named here and nothing else.
+MAY_IMPORT = {
+    "configuration_lladav": set(),
+    "tiling_lladav": set(),
+    "diffusion_lladav": set(),
+    "sampling_lladav": set(),
+    "generation_configuration_lladav": set(),
+    "checkpoint_keys_lladav": set(),
+    "features_lladav": {"tiling_lladav"},
+    "image_processing_lladav": {"tiling_lladav"},
+    "processing_lladav": {"image_processing_lladav", "tiling_lladav"},
+    "denoising_lladav": {"generation_configuration_lladav", "sampling_lladav"},
+    "generation_lladav": {"denoising_lladav", "generation_configuration_lladav"},
+    "modeling_text_lladav": {"configuration_lladav"},
+    "modeling_lladav": {
+        "checkpoint_keys_lladav",
+        "configuration_lladav",
+        "diffusion_lladav",
+        "features_lladav",
+        "generation_configuration_lladav",
+        "generation_lladav",
+        "modeling_text_lladav",
+        "tiling_lladav",
+    },
+    "official_config_lladav": {"configuration_lladav"},
+    "publishing": SHIPPED,
+    "files": set(),
+    "scenes": set(),
+    "recipes": set(),
+    "evaluation": {"files", "scenes"},
+    "tiny": SHIPPED | {"recipes", "scenes"},
+    "train_tiny": {"evaluation", "files", "publishing", "recipes", "tiny"},
+    "asking": {"denoising_lladav"},
+    "demo": {"asking", "scenes"},
+    "cli": {"asking", "demo", "evaluation", "recipes", "scenes", "train_tiny"},
+    "__main__": {"cli"},
+    "__init__": SHIPPED | {"asking"},
+}
+SHIPPED_THIRD_PARTY = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+STANDARD_LIBRARY_IN_SHIPPED = {
+    "collections", "copy", "dataclasses", "difflib", "functools", "json", "math", "os", "re", "typing",
+}  # fmt: skip
+
+
+def tree(module):
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def own_imports(module):
+    """Names of our modules that a module imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers_lladav"):
+            names.add(node.module.removeprefix("transformers_lladav").removeprefix(".") or "__init__")
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_are_those_of_the_table(module):
+    assert module in MAY_IMPORT, f"{module} is new: say in MAY_IMPORT what it may import"
+    assert own_imports(module) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(SHIPPED))
+def test_shipped_modules_stand_alone(module):
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            roots = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            roots = {node.module.split(".")[0]}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1, f"{module}:{node.lineno} imports from outside the folder"
+            assert node.module, f"{module}:{node.lineno}: `from . import x` is not copied with a checkpoint"
+            assert node.module in SHIPPED
+            continue
+        else:
+            continue
+        assert roots <= SHIPPED_THIRD_PARTY | STANDARD_LIBRARY_IN_SHIPPED, f"{module}:{node.lineno}"
+
+
+def test_the_command_line_imports_nothing_heavy_at_start():
+    for node in tree("cli").body:
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "cli imports our modules inside its handlers"
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_stay_small(module):
+    lines = (PACKAGE / f"{module}.py").read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_MODULE_LINES, f"{module} has {lines} lines; it is asking to be two"
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            size = node.end_lineno - node.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
+            limit = MAX_FORWARD_LINES if node.name == "forward" else MAX_FUNCTION_LINES
+            assert size <= limit, f"{module}.{node.name} has {size} lines"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("__")])
+def test_every_module_has_its_test_file(module):
+    assert (ROOT / "tests" / f"test_{module}.py").exists()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_documented(module):
+    parsed = tree(module)
+    assert ast.get_docstring(parsed), f"{module} does not say what it is for"
+    for node in parsed.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            decorators = [ast.unparse(item) for item in node.decorator_list]
+            generated = any(item.startswith("auto_docstring") for item in decorators)
+            described = node.name == "root" or node.name.endswith("Kwargs")
+            assert ast.get_docstring(node) or generated or described, f"{module}.{node.name} has no docstring"

@@ -1,0 +1,60 @@
+"""The README is true: its Python runs, its tables are those of the result files, its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?P<note><!-- not run[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+def blocks(language):
+    return [match["code"] for match in BLOCK.finditer(README) if match["language"] == language and not match["note"]]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run_and_answer(code):
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    # Each block prints an answer about the picture of the scene, which has words of that world in it.
+    assert re.search(r"one|two|three|red|green|blue|yellow|purple|orange", run.stdout), run.stdout
+
+
+def test_tables_are_rendered_from_the_result_files():
+    check = subprocess.run(
+        [sys.executable, "model_cards/render_readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert check.returncode == 0, "stale tables: run `make readme`" + check.stderr
+
+
+def test_commands_of_the_readme_exist():
+    commands = [line for code in blocks("bash") for line in code.splitlines() if line.startswith("lladav ")]
+    assert commands
+    for line in commands:
+        command = line.split()[1]
+        run = subprocess.run(
+            [sys.executable, "-m", "transformers_lladav", command, "--help"], capture_output=True, text=True
+        )
+        assert run.returncode == 0, line
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_files_and_anchors_that_are_linked_exist():
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
