@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
@@ -140,16 +141,17 @@ def make_plan(source: Path, vision_config: Path | None) -> Plan:
         problems += config_problems(official)
     problems += pickle_problems(source)
     tensors = scan_tensors(source, problems)
-    processor_parts = _read_tokenizer(source, problems)
-    if problems or official is None or processor_parts is None:
+    tokenizer = _read_tokenizer(source, problems)
+    if problems or official is None or tokenizer is None:
         raise CheckpointError(source, problems)
     try:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         config = LladaVConfig(**translate_config(official, shapes, vision))
-        processor = build_processor(config, processor_parts)
-    except ValueError as error:
+        processor = build_processor(config, tokenizer)
+        expected = expected_shapes(config)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(source, str(error).splitlines()) from error
-    if problems := tensor_problems(tensors, expected_shapes(config)):
+    if problems := tensor_problems(tensors, expected):
         raise CheckpointError(source, problems)
     return Plan(config, processor, tensors)
 
@@ -380,8 +382,10 @@ def _read_tensors(
     with ExitStack() as stack:
         files = sorted({tensors[name].file for name in names})
         handles = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
-        read = {name: handles[tensors[name].file].get_tensor(tensors[name].key) for name in names}
-        return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in read.items()}
+        return {
+            name: handles[tensors[name].file].get_tensor(tensors[name].key).to(dtype or tensors[name].dtype)
+            for name in names
+        }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,10 +4,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,6 +26,13 @@ REPORT = pytest.StashKey[parity.Report]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = parity.Report()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -66,6 +76,9 @@ def tokenizer(processor: LladaVProcessor) -> PreTrainedTokenizerBase:
     return processor.tokenizer
 
 
+OFFICIAL_KERNELS = {"text_config": "sdpa", "vision_config": "eager"}
+
+
 def official_config() -> LladaVConfig:
     """Our configuration of the official tiny model: three vision layers of four are kept."""
     text = json.loads((parity.OFFICIAL / "config.json").read_text())
@@ -79,13 +92,46 @@ def official_config() -> LladaVConfig:
 
 @pytest.fixture(scope="session")
 def model() -> LladaVForMaskedDiffusion:
-    """The official tiny model in float32, its tensors renamed while they are loaded; do not train it."""
+    """The official tiny model in float32, its tensors renamed while they are loaded; do not train it.
+
+    The kernels are those of the official code: its tower multiplies attention out. The tiny tower's rounding grows a
+    hundredfold on the way to the logits, so that another kernel there can be seen in them.
+    """
     loaded, info = LladaVForMaskedDiffusion.from_pretrained(
-        parity.OFFICIAL, config=official_config(), dtype=torch.float32, output_loading_info=True
+        parity.OFFICIAL,
+        config=official_config(),
+        dtype=torch.float32,
+        attn_implementation=OFFICIAL_KERNELS,
+        output_loading_info=True,
     )
     problems = {name: keys for name, keys in info.items() if keys}
     assert not problems, problems
     return loaded.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def converter() -> ModuleType:
+    """The conversion script as a module."""
+    path = Path(__file__).parent.parent / "conversion" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["convert_checkpoint"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def converted_folder(converter: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official tiny model as the converter writes it; do not change it."""
+    folder = tmp_path_factory.mktemp("converted") / "lladav"
+    return converter.convert(parity.OFFICIAL, folder, parity.FOLDER / "checkpoint-siglip" / "config.json")
+
+
+@pytest.fixture
+def kernels(model: LladaVForMaskedDiffusion) -> Iterator[Callable]:
+    """Sets attention kernels by part of the model, for one test."""
+    yield model.set_attn_implementation
+    model.set_attn_implementation(OFFICIAL_KERNELS)
 
 
 @pytest.fixture

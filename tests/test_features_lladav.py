@@ -16,15 +16,21 @@ def encoded(model, images, **settings):
     return features
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", parity.PICTURES)
-def test_every_picture_has_the_official_features(name, model, parity_report):
+def test_every_picture_has_the_official_features(name, kernel, model, kernels, parity_report):
+    kernels({"vision_config": kernel})
     reference = parity.tensors("vision")
     features = encoded(model, parity.picture(name))
     parity_report.close(
-        "features: pictures", name, features.pooler_output[0], reference[f"{name}/features"], parity.FEATURES
+        f"features: pictures, {kernel}",
+        name,
+        features.pooler_output[0],
+        reference[f"{name}/features"],
+        parity.FEATURES,
     )
     parity_report.close(
-        "features: projected base tile",
+        f"features: projected base tile, {kernel}",
         name,
         features.last_hidden_state[0, ::9],
         reference[f"{name}/projected_tile0_every9th"],

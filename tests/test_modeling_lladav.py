@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import parity
-from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVTextConfig
+from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion
 from transformers_lladav.modeling_lladav import positions_from_mask
 
 PROMPTS = parity.by_id("prompts", "prompts")
@@ -121,31 +121,38 @@ def test_every_position_sees_every_other(model, processor):
     assert (first - second).abs().max() > 1e-3
 
 
-@pytest.fixture
-def switched(model):
-    """Sets the attention kernel for one test."""
-    before = model.config._attn_implementation
-    yield model.set_attn_implementation
-    model.set_attn_implementation(before)
-
-
 @pytest.mark.parametrize("turns", [False, True], ids=["no turns", "turns"])
-def test_eager_attention_equals_sdpa(turns, model, processor, switched):
+def test_eager_attention_equals_sdpa(turns, model, processor, kernels):
     batch = text_batch(processor)
     ids = (torch.arange(batch.input_ids.shape[1]) // 7).expand(3, -1) if turns else None
     real = batch.attention_mask.bool()
-    switched("sdpa")
+    kernels({"text_config": "sdpa"})
     expected = model(**batch, conversation_ids=ids).logits[real]
-    switched("eager")
+    kernels({"text_config": "eager"})
     torch.testing.assert_close(model(**batch, conversation_ids=ids).logits[real], expected, rtol=0, atol=SAME_LOGITS)
 
 
-def test_attentions_and_hidden_states_come_on_request(model, processor, switched):
+@pytest.mark.slow  # the kernel is compiled
+@pytest.mark.parametrize("turns", [False, True], ids=["no turns", "turns"])
+def test_flex_attention_equals_sdpa(turns, tiny_model):
+    # PyTorch's kernel for CPUs is wrong for heads narrower than 16.
+    model = tiny_model(text_config={"hidden_size": 128}).requires_grad_(False)
+    torch.manual_seed(1)
+    ids, mask = torch.randint(4, 80, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+    mask[0, :7] = 0
+    turn = (torch.arange(40) // 9).expand(2, -1) if turns else None
+    expected = model(input_ids=ids, attention_mask=mask, conversation_ids=turn).logits
+    model.set_attn_implementation({"text_config": "flex_attention"})
+    got = model(input_ids=ids, attention_mask=mask, conversation_ids=turn).logits
+    torch.testing.assert_close(got[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+
+
+def test_attentions_and_hidden_states_come_on_request(model, processor, kernels):
     batch = text_batch(processor)
     plain = model(**batch)
     assert plain.hidden_states is None
     assert plain.attentions is None
-    switched("eager")
+    kernels({"text_config": "eager"})
     outputs = model(**batch, output_hidden_states=True, output_attentions=True)
     length = batch.input_ids.shape[1]
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, length, 32)] * 4
@@ -208,13 +215,13 @@ def test_an_earlier_turn_does_not_see_a_later_one(model, processor):
 
 
 def gradients(model, **inputs):
-    torch.manual_seed(3)
-    loss = model(**inputs).loss
+    loss = model(**inputs, generator=torch.Generator().manual_seed(3)).loss
     parameters = {name: item for name, item in model.named_parameters() if item.requires_grad}
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return loss, {name: grad for name, grad in zip(parameters, found, strict=True) if grad is not None}
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_gradient_checkpointing_gives_equal_gradients(model, processor):
     inputs = parity.model_inputs(processor, PROMPTS["single_image"])
     labels = torch.where(inputs.input_ids == processor.image_token_id, -100, inputs.input_ids)
@@ -274,7 +281,10 @@ def test_a_checkpoint_survives_saving_and_loading(tiny_model, tmp_path):
     for cls in (LladaVForMaskedDiffusion, AutoModelForImageTextToText):
         loaded = cls.from_pretrained(tmp_path)
         assert type(loaded) is LladaVForMaskedDiffusion
-        assert loaded.config.to_dict() == model.config.to_dict()
+        assert type(loaded.config) is LladaVConfig
+        assert loaded.config.text_config.num_key_value_heads == 2
+        assert loaded.config.image_grid_pinpoints == model.config.image_grid_pinpoints
+        assert loaded.config.vision_config.image_size == 56
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
@@ -316,47 +326,3 @@ def test_ids_and_embeddings_exclude_each_other(model):
             model(**inputs)
     from_embeds = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
     assert torch.equal(from_embeds, model(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"text_config": {"hidden_size": 30}}, "hidden_size=30 is not a multiple of num_attention_heads=32"),
-        (
-            {"text_config": {"num_key_value_heads": 5}},
-            "num_attention_heads=32 is not a multiple of num_key_value_heads=5",
-        ),
-        ({"mask_token_id": 126464}, "mask_token_id=126464 is not in the vocabulary of 126464 tokens"),
-        ({"image_token_id": -1}, "image_token_id=-1 is not in the vocabulary"),
-        ({"output_vocab_size": 0}, r"output_vocab_size=0 must lie in 1..vocab_size=126464"),
-        ({"output_vocab_size": 126465}, r"output_vocab_size=126465 must lie in 1..vocab_size=126464"),
-        ({"image_grid_pinpoints": [[384, 100]]}, r"has \[384, 100\]; .* multiples of the tile size 384"),
-        ({"image_grid_pinpoints": [[384]]}, r"image_grid_pinpoints has \[384\]"),
-        ({"max_tiles": 0}, "max_tiles=0 must be at least 1"),
-        ({"newline_position": "row"}, "newline_position"),
-        ({"mask_token_id": "mask"}, "mask_token_id"),
-    ],
-)
-def test_a_configuration_that_does_not_fit_together_is_refused(settings, message):
-    with pytest.raises(Exception, match=message):
-        LladaVConfig(**settings)
-
-
-def test_the_default_configuration_is_llada_v_8b():
-    config = LladaVConfig()
-    text, vision = config.text_config, config.vision_config
-    sizes = (text.hidden_size, text.num_hidden_layers, text.num_key_value_heads, text.head_dim, text.vocab_size)
-    assert sizes == (4096, 32, 32, 128, 126464)
-    assert text.rope_parameters["rope_theta"] == 500000.0
-    assert (vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size) == (1152, 26, 4304)
-    assert config.patches_per_side == 27
-    assert len(config.image_grid_pinpoints) == 36
-    assert config.image_grid_pinpoints[:2] == [[384, 384], [768, 384]]
-
-
-def test_a_configuration_survives_a_round_trip(tmp_path):
-    config = LladaVConfig(text_config=LladaVTextConfig(num_key_value_heads=8), max_tiles=9, newline_position="frame")
-    config.save_pretrained(tmp_path)
-    loaded = LladaVConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
-    assert loaded.text_config.num_key_value_heads == 8

@@ -26,11 +26,11 @@ def losses(trainer, steps):
 
 
 def test_the_rate_warms_up_and_ends_where_it_should():
-    recipe = TinyRecipe(steps=1000, warmup_steps=100, learning_rate=1e-3, final_learning_rate=1e-5)
-    assert learning_rate(recipe, 0) == pytest.approx(1e-3 / 100)
-    assert learning_rate(recipe, 99) == pytest.approx(1e-3)
-    assert learning_rate(recipe, 550) == pytest.approx((1e-3 + 1e-5) / 2)
-    assert learning_rate(recipe, 1000) == pytest.approx(1e-5)
+    recipe = TinyRecipe(steps=2000, warmup_steps=200, learning_rate=1e-3, final_learning_rate=1e-5)
+    assert learning_rate(recipe, 0) == pytest.approx(1e-3 / 200)
+    assert learning_rate(recipe, 199) == pytest.approx(1e-3)
+    assert learning_rate(recipe, 1100) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert learning_rate(recipe, 2000) == pytest.approx(1e-5)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

@@ -5,7 +5,6 @@ Importing the package registers its classes with transformers' Auto classes.
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -13,6 +12,9 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+
+# Older releases hand out a placeholder from the top level where torchvision is missing; ours does not need it.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .asking import BUNDLED_CHECKPOINT
 from .configuration_lladav import LladaVConfig, LladaVTextConfig

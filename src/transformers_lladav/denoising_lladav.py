@@ -96,7 +96,9 @@ class DenoisingLoop:
         self.sequence_stop_at = torch.full((batch,), self.canvas, dtype=torch.long, device=device)
         self.stop_at = self.sequence_stop_at.clone()
         self.steps_taken = torch.zeros(batch, dtype=torch.long, device=device)
-        self.suppressed = torch.tensor(model.config.suppressed_token_ids, dtype=torch.long, device=device)
+        writable = range(model.config.output_vocab_size)
+        suppressed = [token for token in model.config.suppressed_token_ids if token in writable]
+        self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self.embed = model.get_input_embeddings()
         self.official_draws = official_draws
         self.generators = generator if official_draws else self._per_sample(generator, batch, device)

@@ -350,13 +350,14 @@ def count_image_tokens(image_size: tuple[int, int], tiles: int, geometry: Geomet
 def _value_table(
     do_rescale: bool, rescale_factor: float, do_normalize: bool, mean: list[float], std: list[float]
 ) -> np.ndarray:
-    """What each of the 256 byte values becomes in each channel, (3, 256) float32."""
+    """What each of the 256 byte values becomes in each channel, (3, 256) float32, rounded where upstream rounds."""
     values = np.tile(np.arange(256, dtype=np.float64), (3, 1))
     if do_rescale:
         values = values * rescale_factor
+    values = values.astype(np.float32)
     if do_normalize:
-        values = (values - np.asarray(mean)[:, None]) / np.asarray(std)[:, None]
-    return values.astype(np.float32)
+        values = (values - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+    return values
 
 
 def _apply_table(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:

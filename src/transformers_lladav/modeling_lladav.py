@@ -3,14 +3,12 @@
 Paper: arXiv:2505.16933. The language model is LLaDA (arXiv:2502.09992): Llama's layers without the causal mask.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import AutoModel, Cache
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -21,6 +19,7 @@ from .diffusion_lladav import IGNORE_INDEX, add_mask_noise, weighted_token_loss
 from .features_lladav import pack_frames, pack_single_tile, pack_tiles
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .generation_lladav import LladaVGenerationMixin
+from .modeling_outputs_lladav import LladaVMaskedDiffusionOutput, LladaVModelOutput
 from .modeling_text_lladav import LladaVPreTrainedModel, LladaVTextModel
 from .tiling_lladav import TileLayout, tile_layout
 
@@ -28,53 +27,6 @@ from .tiling_lladav import TileLayout, tile_layout
 register_checkpoint_conversion_mapping(
     "lladav", [WeightRenaming(source, target) for source, target in OFFICIAL_RENAMINGS], overwrite=True
 )
-
-
-@dataclass
-class LladaVModelOutput(BaseModelOutputWithPast):
-    """Output of [`LladaVModel`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor`, *optional*):
-            (batch, length, hidden), after the last norm.
-        image_hidden_states (`torch.FloatTensor`, *optional*):
-            (tokens of all pictures, hidden), in the order of the pictures.
-        video_hidden_states (`torch.FloatTensor`, *optional*):
-            (tokens of all videos, hidden).
-    """
-
-    image_hidden_states: torch.Tensor | None = None
-    video_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class LladaVMaskedDiffusionOutput(ModelOutput):
-    """Output of [`LladaVForMaskedDiffusion`].
-
-    Args:
-        loss (`torch.FloatTensor`, *optional*):
-            Scalar, when labels were given.
-        logits (`torch.FloatTensor`, *optional*):
-            (batch, positions, vocabulary); None when labels were given without `logits_to_keep`.
-        past_key_values (`torch.FloatTensor`, *optional*):
-            The cache, if one was used.
-        hidden_states (`torch.FloatTensor`, *optional*):
-            Tuple of (batch, length, hidden), the embeddings and each layer's output.
-        attentions (`torch.FloatTensor`, *optional*):
-            Tuple of (batch, heads, length, length), with eager attention.
-        image_hidden_states (`torch.FloatTensor`, *optional*):
-            (tokens of all pictures, hidden).
-        video_hidden_states (`torch.FloatTensor`, *optional*):
-            (tokens of all videos, hidden).
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
-    video_hidden_states: torch.Tensor | None = None
 
 
 class LladaVMultiModalProjector(nn.Module):
