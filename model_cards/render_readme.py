@@ -70,7 +70,41 @@ def evaluation_table(document: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-TABLES = {"parity": parity_table, "evaluation": evaluation_table}
+def training_table(records: list[dict[str, Any]]) -> str:
+    """Validation accuracy over the training run.
+
+    Args:
+        records: the log of `lladav train tiny`.
+
+    Returns:
+        A Markdown table, a row for each thousand steps, and the total time.
+    """
+    evaluated = [record for record in records if "validation" in record]
+    kinds = list(evaluated[0]["validation"])
+    rows = ["| step | " + " | ".join(kinds) + " |", "|---:|" + "---:|" * len(kinds)]
+    for record in evaluated:
+        shares = [f"{seen:.0%}" for seen, _ in record["validation"].values()]
+        rows.append(f"| {record['step']:,} | " + " | ".join(shares) + " |")
+    rows.append(f"\n{evaluated[-1]['seconds'] / 60:.0f} minutes on one CPU thread, evaluations left out.")
+    return "\n".join(rows)
+
+
+def read_result(name: str) -> Any:
+    """A result file, JSON or JSON lines.
+
+    Args:
+        name: its name without the ending.
+
+    Returns:
+        The document, or the list of records.
+    """
+    lines = RESULTS / f"{name}.jsonl"
+    if lines.exists():
+        return [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+TABLES = {"parity": parity_table, "evaluation": evaluation_table, "training": training_table}
 
 
 def render(text: str) -> str:
@@ -85,8 +119,7 @@ def render(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- table: {name} -->\n{TABLES[name](document)}\n<!-- end -->"
+        return f"<!-- table: {name} -->\n{TABLES[name](read_result(name))}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 

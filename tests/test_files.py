@@ -24,9 +24,14 @@ def test_a_failure_leaves_the_old_folder_and_no_scratch(tmp_path):
     target = tmp_path / "checkpoint"
     target.mkdir()
     (target / "old").write_text("kept")
-    with pytest.raises(RuntimeError, match="disk"), new_folder(target, replace=True) as scratch:
-        (scratch / "half").write_text("h")
-        raise RuntimeError("disk is full")
+
+    def fail_half_way():
+        with new_folder(target, replace=True) as scratch:
+            (scratch / "half").write_text("h")
+            raise RuntimeError("disk is full")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail_half_way()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     assert (target / "old").read_text() == "kept"
 
@@ -35,8 +40,7 @@ def test_a_folder_with_content_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(FileExistsError, match=r"mine exists and is not empty; choose another output folder"):
-        with new_folder(tmp_path / "mine"):
-            pass
+        new_folder(tmp_path / "mine").__enter__()
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 

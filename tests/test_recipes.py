@@ -16,7 +16,7 @@ def test_unknown_fields_in_json_are_named():
 
 
 def test_changes_from_a_command_line_keep_all_else():
-    changed = change_recipe(TinyRecipe(), ["steps=4000", "learning_rate=1", "question_weights={\"count\": 1.0}"])
+    changed = change_recipe(TinyRecipe(), ["steps=4000", "learning_rate=1", 'question_weights={"count": 1.0}'])
     expected = dataclasses.replace(TinyRecipe(), steps=4000, learning_rate=1.0, question_weights={"count": 1.0})
     assert changed == expected
 

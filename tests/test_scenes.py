@@ -90,7 +90,7 @@ def test_index_outside_the_split_is_refused_with_the_range(index: int) -> None:
 
 
 def test_unknown_split_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="split='dev' .* validation, test, unseen_pairs, demo, train"):
+    with pytest.raises(ValueError, match=r"split='dev' .* validation, test, unseen_pairs, demo, train"):
         split_seed("dev", 0)
 
 
@@ -260,7 +260,7 @@ def test_every_answer_follows_from_the_scene(scene: Scene, rng: random.Random) -
 def test_kinds() -> None:
     assert set(QUESTION_KINDS) - set(EVALUATED_KINDS) == {"grid"}
     assert set(EVALUATED_KINDS) - set(TARGET_KINDS) == {"existence"}
-    with pytest.raises(ValueError, match="kind='size' .* colour, shape, what_is_at"):
+    with pytest.raises(ValueError, match=r"kind='size' .* colour, shape, what_is_at"):
         ask(SCENES["test"][0], "size", random.Random(0))
 
 

@@ -29,7 +29,7 @@ app.add_typer(train_app, name="train")
 out, err = Console(), Console(stderr=True)
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a checkpoint; the bundled small one if left out.")
+    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a checkpoint; by default the bundled one.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -82,16 +82,16 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a QUESTION about a PICTURE and show the answer emerging from its masks."""
-    settings = {
+    given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
         "max_denoising_steps": steps,
         "temperature": temperature,
     }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = {name: value for name, value in given.items() if value is not None}
     from . import asking
 
-    with err.status("Loading the model ...") if not as_json else _nothing():
+    with _loading(show=not as_json):
         assistant = asking.load(model, device, trust_remote_code)
     if seed is not None:
         import torch
@@ -109,8 +109,16 @@ def ask(
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _loading(show: bool = True) -> Iterator[None]:
+    """One status line on a terminal in place of the bars of transformers."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if not show:
+        yield
+        return
+    with err.status("Loading the model ..."):
+        yield
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def demo(
     from .demo import answer_card, run_demo
 
     index = random.randrange(100_000) if scene is None else scene
-    with err.status("Loading the model ..."):
+    with _loading():
         assistant = asking.load(model, device)
     drawn, rows = run_demo(assistant, index)
     output.mkdir(parents=True, exist_ok=True)
@@ -167,7 +175,7 @@ def evaluate(
     from . import asking
     from . import evaluation as ev
 
-    with err.status("Loading the model ..."):
+    with _loading():
         assistant = asking.load(model, device)
     results = {}
     for name in split:
@@ -182,9 +190,7 @@ def evaluate(
         for score in results[name]:
             low, high = score.interval
             blind = f"{score.blind_correct / score.questions:.1%}"
-            table.add_row(
-                score.kind, str(score.questions), f"{score.accuracy:.1%}", f"{low:.1%} .. {high:.1%}", blind
-            )
+            table.add_row(score.kind, str(score.questions), f"{score.accuracy:.1%}", f"{low:.1%} .. {high:.1%}", blind)
         out.print(table)
     if output is not None:
         splits = " ".join(f"--split {name}" for name in split)

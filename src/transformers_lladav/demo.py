@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from . import scenes
 from .asking import Assistant, ask
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 DEMO_QUESTIONS = 3
 CARD_PICTURE, CARD_TEXT_WIDTH, CARD_MARGIN = 420, 640, 32
 INK, MUTED, RIGHT, WRONG = (28, 30, 34), (120, 124, 132), (24, 128, 60), (196, 40, 44)
@@ -73,7 +75,7 @@ def answer_card(picture: Image.Image, rows: list[DemoRow]) -> Image.Image:
     """
     bold, plain = ImageFont.load_default(size=20), ImageFont.load_default(size=22)
     width = CARD_PICTURE + CARD_TEXT_WIDTH + 3 * CARD_MARGIN
-    lines: list[tuple[str, tuple[int, int, int], ImageFont.FreeTypeFont, int]] = []
+    lines: list[tuple[str, tuple[int, int, int], Font, int]] = []
     for row in rows:
         lines.append((row.question, MUTED, bold, 28))
         for text in _wrapped(row.given or "(no answer)", plain):
@@ -95,7 +97,7 @@ def answer_card(picture: Image.Image, rows: list[DemoRow]) -> Image.Image:
     return card
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrapped(text: str, font: Font) -> list[str]:
     lines, current = [], ""
     for word in text.split():
         longer = f"{current} {word}".strip()

@@ -101,7 +101,10 @@ class DenoisingLoop:
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self.embed = model.get_input_embeddings()
         self.official_draws = official_draws
-        self.generators = generator if official_draws else self._per_sample(generator, batch, device)
+        self.generator = None if isinstance(generator, list) else generator
+        self.generators: list[torch.Generator] = []  # nothing is drawn, not even seeds, where nothing is random
+        if not official_draws and (config.temperature > 0 or config.remasking == "random"):
+            self.generators = self._per_sample(generator, batch, device)
 
     @staticmethod
     def _per_sample(
@@ -112,9 +115,8 @@ class DenoisingLoop:
             if len(generator) != batch:
                 raise ValueError(f"generator has {len(generator)} entries for a batch of {batch}; pass one per sample")
             return generator
-        source = None if generator is None else generator
-        where = "cpu" if source is None else source.device
-        seeds = torch.randint(2**63 - 1, (batch,), generator=source, device=where).tolist()
+        where = "cpu" if generator is None else generator.device
+        seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=where).tolist()
         return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def run(self, streamer: BaseStreamer | None = None) -> list[torch.Tensor]:
@@ -186,8 +188,8 @@ class DenoisingLoop:
     def _draws(self, samples: torch.Tensor, columns: slice) -> RandomDraws:
         if self.official_draws:
             length = self.prompt_length + self.canvas + self.inputs.suffix.shape[1]
-            return OfficialDraws(self.generators, length, self.prompt_length + columns.start)
-        return SampleDraws([self.generators[index] for index in samples.tolist()])
+            return OfficialDraws(self.generator, length, self.prompt_length + columns.start)
+        return SampleDraws([self.generators[index] for index in samples.tolist()] if self.generators else [])
 
     def _update_stops(self, samples: torch.Tensor) -> None:
         """Find stops in the whole canvas; a sample is finished when nothing before its stop is masked."""

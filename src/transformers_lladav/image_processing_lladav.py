@@ -88,7 +88,8 @@ def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
         _check_size(picture.size, name, max_pixels)
         if not isinstance(source, Image.Image):
             picture = ImageOps.exif_transpose(picture)
-        return picture.convert("RGB")
+        picture.load()
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name} is too large to be decoded safely: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
@@ -310,9 +311,9 @@ class LladaVImageProcessor(PilBackend):
         limit, max_pixels, resample = (
             self._setting(option, kwargs) for option in ("max_video_frames", "max_image_pixels", "resample")
         )
-        chosen = range(len(frames))
+        chosen: Sequence[int] = range(len(frames))
         if len(frames) > limit:
-            chosen = np.linspace(0, len(frames) - 1, limit, dtype=int)
+            chosen = np.linspace(0, len(frames) - 1, limit, dtype=int).tolist()
         side = (geometry.tile_size, geometry.tile_size)
         pixels = [
             np.asarray(open_picture(frames[i], f"{name}, frame {i}", max_pixels).resize(side, resample))

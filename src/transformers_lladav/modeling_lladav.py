@@ -381,7 +381,7 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # (batch, length, hidden)
         loss = logits = None
-        if labels is not None:
+        if labels is not None and loss_weights is not None:
             rows = labels != IGNORE_INDEX
             row_logits = self.lm_head(hidden_states[rows])  # (positions, vocabulary)
             loss = weighted_token_loss(row_logits, labels[rows], loss_weights[rows], len(labels))

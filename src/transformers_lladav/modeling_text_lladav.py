@@ -44,7 +44,7 @@ class LladaVDecoderLayer(LlamaDecoderLayer):
 class LladaVPreTrainedModel(PreTrainedModel):
     config: LladaVConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
+    input_modalities: tuple[str, ...] = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LladaVDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -59,8 +59,7 @@ class LladaVPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if hasattr(module, "image_newline"):
-            hidden_size = module.image_newline.shape[0]
-            init.normal_(module.image_newline, mean=0.0, std=1 / math.sqrt(hidden_size))
+            init.normal_(module.image_newline, mean=0.0, std=1 / math.sqrt(self.config.text_config.hidden_size))
 
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_original_format: bool = False, **kwargs: Any
@@ -136,7 +135,7 @@ class LladaVTextModel(LladaVPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def _conversation_rule(self, conversation_ids: torch.Tensor | None) -> Callable | None:
+    def _conversation_rule(self, conversation_ids: torch.Tensor | None) -> Callable[..., torch.Tensor] | None:
         if conversation_ids is None:
             return None
         if "flash" in (self.config._attn_implementation or ""):

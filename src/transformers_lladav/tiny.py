@@ -119,8 +119,7 @@ def build_model(recipe: TinyRecipe, processor: LladaVProcessor) -> LladaVForMask
         mask_token_id=token_id["<|mdm_mask|>"],
         output_vocab_size=processor.image_token_id,
         suppressed_token_ids=[
-            token_id[name]
-            for name in ("<|endoftext|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>")
+            token_id[name] for name in ("<|endoftext|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>")
         ],
         image_grid_pinpoints=[],
     )

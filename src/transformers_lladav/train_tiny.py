@@ -1,4 +1,4 @@
-"""Train the bundled checkpoint from scratch: a loop that resumes exactly, logs as it goes and uses a GPU if there is one."""
+"""Train the bundled checkpoint from scratch: resumes exactly, logs as it goes, uses a GPU if there is one."""
 
 import json
 import math
