@@ -1,45 +1,39 @@
 """LLaDA-V for transformers: answers about pictures by masked diffusion.
 
-Importing the package registers its classes with transformers' Auto classes.
+Importing the package makes transformers' Auto classes know it. The classes themselves are imported when they are
+first used, so that the import costs next to nothing.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMaskedLM,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# Older releases hand out a placeholder from the top level where torchvision is missing; ours does not need it.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from .registration import register_when_loaded
 
-from .asking import BUNDLED_CHECKPOINT
-from .configuration_lladav import LladaVConfig, LladaVTextConfig
-from .generation_configuration_lladav import LladaVGenerationConfig
-from .generation_lladav import LladaVGenerationOutput
-from .image_processing_lladav import LladaVImageProcessor
-from .modeling_lladav import LladaVForMaskedDiffusion, LladaVModel
-from .modeling_text_lladav import LladaVTextModel
-from .processing_lladav import LladaVProcessor
+if TYPE_CHECKING:
+    from .configuration_lladav import LladaVConfig, LladaVTextConfig
+    from .generation_configuration_lladav import LladaVGenerationConfig
+    from .generation_lladav import LladaVGenerationOutput
+    from .image_processing_lladav import LladaVImageProcessor
+    from .modeling_lladav import LladaVForMaskedDiffusion, LladaVModel
+    from .modeling_text_lladav import LladaVTextModel
+    from .processing_lladav import LladaVProcessor
 
 __version__ = "0.1.0"
 
-AutoConfig.register("lladav", LladaVConfig, exist_ok=True)
-AutoConfig.register("lladav_text", LladaVTextConfig, exist_ok=True)
-for _auto in (
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-):
-    _auto.register(LladaVConfig, LladaVForMaskedDiffusion, exist_ok=True)
-AutoModel.register(LladaVTextConfig, LladaVTextModel, exist_ok=True)
-AutoProcessor.register(LladaVConfig, LladaVProcessor, exist_ok=True)
-AutoImageProcessor.register(LladaVConfig, slow_image_processor_class=LladaVImageProcessor, exist_ok=True)
+BUNDLED_CHECKPOINT = Path(__file__).parent / "bundled_checkpoint"
+
+_HOME = {
+    "LladaVConfig": "configuration_lladav",
+    "LladaVForMaskedDiffusion": "modeling_lladav",
+    "LladaVGenerationConfig": "generation_configuration_lladav",
+    "LladaVGenerationOutput": "generation_lladav",
+    "LladaVImageProcessor": "image_processing_lladav",
+    "LladaVModel": "modeling_lladav",
+    "LladaVProcessor": "processing_lladav",
+    "LladaVTextConfig": "configuration_lladav",
+    "LladaVTextModel": "modeling_text_lladav",
+}
 
 __all__ = [
     "BUNDLED_CHECKPOINT",
@@ -53,3 +47,17 @@ __all__ = [
     "LladaVTextConfig",
     "LladaVTextModel",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public class when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_loaded()

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from . import BUNDLED_CHECKPOINT
 from .denoising_lladav import DenoisingStep
-
-BUNDLED_CHECKPOINT = Path(__file__).parent / "bundled_checkpoint"
 
 
 @dataclass
