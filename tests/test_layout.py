@@ -16,7 +16,7 @@ MAX_FORWARD_LINES = 80
 
 # Modules of ours that each module may import. A shipped module may import shipped modules named here and nothing else.
 MAY_IMPORT = {
-    "configuration_lladav": set(),
+    "configuration_lladav": {"tiling_lladav"},
     "tiling_lladav": set(),
     "diffusion_lladav": set(),
     "sampling_lladav": set(),

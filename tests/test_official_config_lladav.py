@@ -6,7 +6,6 @@ import pytest
 
 import parity
 from transformers_lladav import LladaVConfig
-from transformers_lladav.configuration_lladav import DEFAULT_PINPOINTS
 from transformers_lladav.official_config_lladav import (
     config_problems,
     read_pinpoints,
@@ -14,6 +13,7 @@ from transformers_lladav.official_config_lladav import (
     translate_config,
     vision_sizes,
 )
+from transformers_lladav.tiling_lladav import DEFAULT_PINPOINTS
 
 CONV = "model.vision_tower.embeddings.patch_embedding.weight"
 POSITIONS = "model.vision_tower.embeddings.position_embedding.weight"

@@ -7,7 +7,7 @@ from transformers import AutoProcessor
 
 import parity
 from transformers_lladav import LladaVImageProcessor, LladaVProcessor
-from transformers_lladav.processing_lladav import DEFAULT_SYSTEM_PROMPT, chat_template
+from transformers_lladav.processing_lladav import DEFAULT_SYSTEM_PROMPT, build_chat_template
 
 PROMPTS = parity.by_id("prompts", "prompts")
 CONVERSATIONS = parity.by_id("sft_preprocess", "conversations")
@@ -70,7 +70,7 @@ def test_a_chat_without_system_message_starts_with_the_default_one(processor):
 
 def test_a_template_can_have_another_system_prompt_with_quotes_and_line_feeds(official_tokenizer):
     prompt = 'It\'s a\n"small" back\\slash.'
-    processor = LladaVProcessor(LladaVImageProcessor(), official_tokenizer, chat_template=chat_template(prompt))
+    processor = LladaVProcessor(LladaVImageProcessor(), official_tokenizer, chat_template=build_chat_template(prompt))
     text = processor.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert text.startswith(f"<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n{prompt}<|eot_id|>")
 
@@ -239,7 +239,7 @@ def test_saving_and_loading_gives_equal_outputs(processor, tmp_path):
     changed = LladaVProcessor(
         LladaVImageProcessor(max_tiles=1, newline_position="frame"),
         processor.tokenizer,
-        chat_template=chat_template("Be brief."),
+        chat_template=build_chat_template("Be brief."),
     )
     changed.save_pretrained(tmp_path)
     texts, pictures, videos = mixed_batch()

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parity
-from transformers_lladav.configuration_lladav import DEFAULT_PINPOINTS
 from transformers_lladav.tiling_lladav import (
+    DEFAULT_PINPOINTS,
     best_resolution,
     fitted_size,
     tile_layout,

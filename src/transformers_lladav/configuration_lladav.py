@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import auto_docstring
 
+from .tiling_lladav import DEFAULT_PINPOINTS
+
 SIGLIP2_SO400M = {
     "model_type": "siglip_vision_model",
     "hidden_size": 1152,
@@ -16,9 +18,6 @@ SIGLIP2_SO400M = {
     "patch_size": 14,
     "vision_use_head": False,
 }
-
-# [height, width] in pixels; the width varies slowest, which decides between equally good canvases.
-DEFAULT_PINPOINTS = [[384 * down, 384 * across] for across in range(1, 7) for down in range(1, 7)]
 
 
 @auto_docstring(checkpoint="GSAI-ML/LLaDA-V")

@@ -17,10 +17,8 @@ from transformers.image_utils import ImageInput, PILImageResampling, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
-from .tiling_lladav import best_resolution, fitted_size, tile_layout, video_token_count
+from .tiling_lladav import DEFAULT_PINPOINTS, best_resolution, fitted_size, tile_layout, video_token_count
 
-# [height, width] in pixels, the width varying slowest; the same canvases as in the model's configuration.
-DEFAULT_PINPOINTS = [[384 * down, 384 * across] for across in range(1, 7) for down in range(1, 7)]
 PAD_COLOUR = (127, 127, 127)
 
 

@@ -49,7 +49,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def chat_template(default_system_prompt: str = DEFAULT_SYSTEM_PROMPT) -> str:
+def build_chat_template(default_system_prompt: str = DEFAULT_SYSTEM_PROMPT) -> str:
     """The Jinja template of a checkpoint.
 
     Args:
@@ -99,7 +99,7 @@ class LladaVProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
         if chat_template is None:
-            chat_template = _default_template()
+            chat_template = build_chat_template()
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
@@ -245,9 +245,6 @@ class LladaVProcessor(ProcessorMixin):
             ]
         tokens = [count_image_tokens(tuple(size), n, geometry) for size, n in zip(image_sizes, tiles, strict=True)]
         return MultiModalData(num_image_tokens=tokens, num_image_patches=tiles)
-
-
-_default_template = chat_template
 
 
 def _depth(items: Any) -> int:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 Size = tuple[int, int]
 
+# [height, width] in pixels of 1 x 1 to 6 x 6 tiles; the width varies slowest, which decides between equally good ones.
+DEFAULT_PINPOINTS = [[384 * down, 384 * across] for across in range(1, 7) for down in range(1, 7)]
+
 # Above this ratio a feature map is shrunk to the tile limit; below it the gain would not pay for the blur.
 SHRINK_ABOVE = 1.1
 

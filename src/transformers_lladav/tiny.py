@@ -19,7 +19,7 @@ from .diffusion_lladav import IGNORE_INDEX
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .image_processing_lladav import LladaVImageProcessor
 from .modeling_lladav import LladaVForMaskedDiffusion
-from .processing_lladav import LladaVProcessor, chat_template
+from .processing_lladav import LladaVProcessor, build_chat_template
 from .recipes import TinyRecipe
 
 SYSTEM_PROMPT = "Look at the picture."
@@ -74,7 +74,7 @@ def build_processor(recipe: TinyRecipe) -> LladaVProcessor:
         image_grid_pinpoints=[],
         tiling="square",
     )
-    return LladaVProcessor(image_processor, build_tokenizer(), chat_template=chat_template(SYSTEM_PROMPT))
+    return LladaVProcessor(image_processor, build_tokenizer(), chat_template=build_chat_template(SYSTEM_PROMPT))
 
 
 def build_model(recipe: TinyRecipe, processor: LladaVProcessor) -> LladaVForMaskedDiffusion:
