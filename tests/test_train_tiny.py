@@ -106,6 +106,7 @@ def test_a_run_logs_and_its_export_loads_with_the_averaged_weights(tmp_path):
     for name, weight in model.named_parameters():
         assert torch.equal(weight, trainer.average[name].bfloat16().float()), name
     assert model.generation_config.block_length == 8
+    assert (tmp_path / "out" / "modeling_lladav.py").is_file()  # loads where the package is not installed
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.image_token_id == model.config.image_token_id
     assert TinyRecipe.from_json((tmp_path / "out" / "recipe.json").read_text()) == trainer.recipe

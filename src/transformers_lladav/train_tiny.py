@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from .evaluation import Score, evaluate
 from .files import new_folder, write_text
+from .publishing import save_checkpoint
 from .recipes import TinyRecipe
 from .tiny import CellReader, TinyStream, batch_loss, build_model, build_processor, fit_projector
 
@@ -186,7 +187,7 @@ def _shares(scores: list[Score]) -> dict[str, list[float]]:
 
 
 def export(trainer: TinyTrainer, folder: Path) -> None:
-    """Write the averaged weights as a checkpoint in bfloat16, with processor and recipe.
+    """Write the averaged weights as a complete checkpoint in bfloat16, with processor, code files and recipe.
 
     Args:
         trainer: a finished run.
@@ -194,6 +195,5 @@ def export(trainer: TinyTrainer, folder: Path) -> None:
     """
     model = trainer.averaged_model().to(torch.bfloat16)
     with new_folder(folder, replace=True) as scratch:
-        model.save_pretrained(scratch, save_original_format=False)
-        trainer.processor.save_pretrained(scratch)
+        save_checkpoint(model, trainer.processor, scratch)
         write_text(scratch / "recipe.json", trainer.recipe.to_json())
