@@ -20,13 +20,33 @@ MAY_IMPORT = {
     "tiling_lladav": set(),
     "diffusion_lladav": set(),
     "sampling_lladav": set(),
-    "generation_configuration_lladav": set(),
+    "commit_rules_lladav": set(),
+    "constraints_lladav": set(),
+    "stopping_lladav": set(),
+    "canvas_lladav": set(),
+    "presets_lladav": set(),
+    "generation_configuration_lladav": {"commit_rules_lladav", "sampling_lladav"},
     "checkpoint_keys_lladav": set(),
     "features_lladav": {"tiling_lladav"},
     "image_processing_lladav": {"tiling_lladav"},
     "processing_lladav": {"image_processing_lladav", "tiling_lladav"},
-    "denoising_lladav": {"generation_configuration_lladav", "sampling_lladav"},
-    "generation_lladav": {"denoising_lladav", "generation_configuration_lladav"},
+    "denoising_lladav": {
+        "commit_rules_lladav",
+        "constraints_lladav",
+        "generation_configuration_lladav",
+        "sampling_lladav",
+        "stopping_lladav",
+    },
+    "generation_lladav": {
+        "canvas_lladav",
+        "commit_rules_lladav",
+        "constraints_lladav",
+        "denoising_lladav",
+        "generation_configuration_lladav",
+        "presets_lladav",
+        "stopping_lladav",
+    },
+    "scoring_lladav": {"generation_lladav"},
     "modeling_outputs_lladav": set(),
     "modeling_text_lladav": {"configuration_lladav"},
     "modeling_lladav": {
@@ -50,6 +70,10 @@ MAY_IMPORT = {
     "train_tiny": {"evaluation", "files", "publishing", "recipes", "tiny"},
     "registration": set(),
     "asking": {"__init__", "denoising_lladav"},
+    "streaming": set(),
+    "recording": {"denoising_lladav", "files", "recording_film", "recording_page", "streaming"},
+    "recording_film": {"streaming"},
+    "recording_page": set(),
     "demo": {"asking", "scenes"},
     "cli": {"asking", "demo", "evaluation", "recipes", "scenes", "train_tiny"},
     "__main__": {"cli"},
@@ -60,10 +84,12 @@ TESTED_WITH = {
     "denoising_lladav": "generation_lladav",
     "modeling_outputs_lladav": "modeling_lladav",
     "modeling_text_lladav": "modeling_lladav",
+    "recording_film": "recording",
+    "recording_page": "recording",
 }
 SHIPPED_THIRD_PARTY = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
 STANDARD_LIBRARY_IN_SHIPPED = {
-    "collections", "copy", "dataclasses", "difflib", "functools", "json", "math", "os", "re", "typing",
+    "collections", "copy", "dataclasses", "difflib", "functools", "inspect", "json", "math", "os", "re", "typing",
 }  # fmt: skip
 
 

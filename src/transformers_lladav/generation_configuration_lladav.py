@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-REMASKING = ("low_confidence", "random")
+from .commit_rules_lladav import RULES, ConfidenceFactor, ConfidenceThreshold, EntropyBound, FixedSchedule, load_rule
+from .sampling_lladav import REMASKING, SamplingSettings
 
 # Names of the official code, with the name used here and how a value translates.
 ALIASES: dict[str, tuple[str, Any]] = {
@@ -15,15 +16,50 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "stopping_criteria": ("stop_strings", lambda value: value),
 }
 
+# Settings that name a commit rule by its only parameter.
+RULE_SETTINGS: dict[str, Any] = {
+    "threshold": ConfidenceThreshold,
+    "factor": ConfidenceFactor,
+    "entropy_bound": EntropyBound,
+}
+
 # Options of autoregressive generation that people will try, with what to use instead.
 HINTS = {
     "do_sample": "sampling is on when temperature > 0",
     "num_beams": "a denoising loop has no beams",
     "max_length": "give max_new_tokens",
     "min_new_tokens": "the answer ends where the model writes a stop",
+    "prefix_allowed_tokens_fn": "a position has no prefix here; give allowed_tokens_fn",
+    "repetition_penalty": "give no_repeat_ngram_size, or a RepetitionPenaltyLogitsProcessor as logits_processor",
 }
 
 DEFAULT_MAX_NEW_TOKENS = 128
+
+DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": None,
+    "block_length": None,
+    "max_denoising_steps": None,
+    "temperature": 0.0,
+    "top_k": None,
+    "top_p": None,
+    "guidance_scale": 1.0,
+    "remasking": "low_confidence",
+    "threshold": None,
+    "factor": None,
+    "entropy_bound": None,
+    "sampler_config": None,
+    "stability_threshold": None,
+    "confidence_threshold": None,
+    "no_repeat_ngram_size": None,
+    "stop_strings": None,
+    "eos_token_id": None,
+    "mask_token_id": None,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "return_dict_in_generate": False,
+    "output_history": False,
+    "output_scores": False,
+}
 
 
 class LladaVGenerationConfig(GenerationConfig):
@@ -36,8 +72,23 @@ class LladaVGenerationConfig(GenerationConfig):
         temperature (`float`, defaults to 0.0): 0 takes the likeliest token; above, Gumbel-max sampling.
         guidance_scale (`float`, defaults to 1.0): weight of the conditional prediction, as in transformers: 1 is
             off; the official `cfg_scale` is this minus 1.
-        remasking (`str`, defaults to `"low_confidence"`): which positions stay masked after a step:
-            "low_confidence" keeps the least confident, "random" any.
+        top_k (`int`, *optional*): with a temperature, sample among the likeliest so many tokens.
+        top_p (`float`, *optional*): with a temperature, sample among the fewest tokens that reach this probability.
+        remasking (`str`, defaults to `"low_confidence"`): which positions stay masked after a step: those whose
+            candidate has the lowest probability ("low_confidence"), the smallest gap to the second best ("margin"),
+            the highest entropy ("entropy"), or any ("random").
+        threshold (`float`, *optional*): write every position whose confidence reaches it, in place of a fixed number.
+        factor (`float`, *optional*): write the n surest positions, n the largest with (n + 1)(1 - p_n) < factor.
+        entropy_bound (`float`, *optional*): write the positions of lowest entropy while their sum without the
+            largest stays within this bound, in nats.
+        sampler_config (*optional*): a commit rule as an object, such as [`ConfidenceThreshold`], instead of one of
+            the three settings above; without any, the fixed schedule of the official loop.
+        stability_threshold (`int`, *optional*): end a block early when the likeliest tokens have not changed for so
+            many steps; with `confidence_threshold`, when both hold.
+        confidence_threshold (`float`, *optional*): end a block early when the mean entropy of its masked positions
+            is below this, in nats (a stopping bound, as for DiffusionGemma, not a probability).
+        no_repeat_ngram_size (`int`, *optional*): never write a sequence of so many tokens twice in an answer; may
+            take more steps than `max_denoising_steps`.
         stop_strings (`list[str]`, *optional*): texts that end the answer; `generate` then needs `tokenizer`.
         eos_token_id (`int` or `list[int]`, *optional*): tokens that end the answer.
         mask_token_id (`int`, *optional*): defaults to the model's.
@@ -45,27 +96,19 @@ class LladaVGenerationConfig(GenerationConfig):
         bos_token_id (`int`, *optional*): kept for tools that read it; the loop does not use it.
         return_dict_in_generate (`bool`, defaults to `False`): return a [`LladaVGenerationOutput`].
         output_history (`bool`, defaults to `False`): keep the answer window after every step.
+        output_scores (`bool`, defaults to `False`): return the confidence of each token when it was written.
 
     Raises:
         ValueError: for an unknown key or a value out of range, with the rule and the fix.
     """
 
+    stop_strings: list[str] | None
+    sampler_config: Any
+
     def __init__(self, **kwargs: Any) -> None:
         # As with DiffusionGemma's configuration, the parent's fields do not apply and are not set.
-        self.max_new_tokens = kwargs.pop("max_new_tokens", None)
-        self.block_length = kwargs.pop("block_length", None)
-        self.max_denoising_steps = kwargs.pop("max_denoising_steps", None)
-        self.temperature = kwargs.pop("temperature", 0.0)
-        self.guidance_scale = kwargs.pop("guidance_scale", 1.0)
-        self.remasking = kwargs.pop("remasking", "low_confidence")
-        self.stop_strings = kwargs.pop("stop_strings", None)
-        self.eos_token_id = kwargs.pop("eos_token_id", None)
-        self.mask_token_id = kwargs.pop("mask_token_id", None)
-        self.pad_token_id = kwargs.pop("pad_token_id", None)
-        self.bos_token_id = kwargs.pop("bos_token_id", None)
-        self.return_dict_in_generate = kwargs.pop("return_dict_in_generate", False)
-        self.output_history = kwargs.pop("output_history", False)
-
+        for name, default in DEFAULTS.items():
+            setattr(self, name, kwargs.pop(name, default))
         self._commit_hash = kwargs.pop("_commit_hash", None)
         self._from_model_config = kwargs.pop("_from_model_config", False)
         self.transformers_version = kwargs.pop("transformers_version", None)
@@ -77,12 +120,7 @@ class LladaVGenerationConfig(GenerationConfig):
     @classmethod
     def names(cls) -> list[str]:
         """Every option of the loop, official aliases included."""
-        own = [
-            "max_new_tokens", "block_length", "max_denoising_steps", "temperature", "guidance_scale", "remasking",
-            "stop_strings", "eos_token_id", "mask_token_id", "pad_token_id", "bos_token_id",
-            "return_dict_in_generate", "output_history",
-        ]  # fmt: skip
-        return own + list(ALIASES)
+        return [*DEFAULTS, *ALIASES]
 
     def validate(self, **kwargs: Any) -> None:
         """Check each value alone; how lengths fit together is checked by `schedule`.
@@ -90,20 +128,79 @@ class LladaVGenerationConfig(GenerationConfig):
         Raises:
             ValueError: with the value, the rule and the fix.
         """
-        for name in ("max_new_tokens", "block_length", "max_denoising_steps"):
+        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "top_k", "no_repeat_ngram_size"):
+            _check_whole(name, getattr(self, name), 1)
+        _check_whole("stability_threshold", self.stability_threshold, 0)
+        for name in ("temperature", "guidance_scale"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        for name, lowest in (("temperature", 0.0), ("guidance_scale", 0.0)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"{name}={value!r} must be a number of at least 0")
+            if value == float("inf"):
+                raise ValueError(f"{name}={value!r} must be finite")
+        for name, highest in (("top_p", 1.0), ("confidence_threshold", float("inf"))):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= lowest:
-                raise ValueError(f"{name}={value!r} must be a number of at least {lowest:g}")
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= highest
+            ):
+                upper = "" if highest == float("inf") else f" and at most {highest:g}"
+                raise ValueError(f"{name}={value!r} must be a number above 0{upper}")
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
-        if isinstance(self.stop_strings, str):
-            self.stop_strings = [self.stop_strings]
-        if self.stop_strings is not None and not all(isinstance(text, str) and text for text in self.stop_strings):
-            raise ValueError(f"stop_strings={self.stop_strings!r} must be non-empty strings")
+        if self.stop_strings is not None:
+            self.stop_strings = _as_texts("stop_strings", self.stop_strings)
+        if isinstance(self.sampler_config, dict):
+            self.sampler_config = load_rule(self.sampler_config)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse settings that would cancel or ignore each other."""
+        for name in ("top_k", "top_p"):
+            if getattr(self, name) is not None and self.temperature == 0:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs temperature > 0: at 0 the likeliest token is taken; "
+                    f"pass temperature=1.0, or leave {name} out"
+                )
+        given = [name for name in (*RULE_SETTINGS, "sampler_config") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different rules for what a step writes; give one of them")
+        rule = self.sampler_config
+        if isinstance(rule, type) or (rule is not None and not callable(getattr(rule, "select", None))):
+            raise ValueError(f"sampler_config={rule!r} is no commit rule; give one such as ConfidenceThreshold(0.9)")
+        measures = getattr(self.commit_rule(), "remasking", REMASKING)
+        if self.remasking not in measures:
+            raise ValueError(
+                f"{given[0]} does not go with remasking={self.remasking!r}; it needs {' or '.join(measures)}"
+            )
+
+    def change(self, settings: dict[str, Any]) -> None:
+        """Set several settings; a commit rule among them replaces whatever rule was set.
+
+        Args:
+            settings: names and values.
+        """
+        rules = (*RULE_SETTINGS, "sampler_config")
+        if any(settings.get(name) is not None for name in rules):
+            settings = {**dict.fromkeys(rules), **settings}
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def commit_rule(self) -> Any:
+        """The rule that says what a step writes, as an object.
+
+        Returns:
+            `sampler_config`, the rule of `threshold`, `factor` or `entropy_bound`, or the fixed schedule.
+        """
+        if self.sampler_config is not None:
+            return self.sampler_config
+        for name, rule in RULE_SETTINGS.items():
+            if getattr(self, name) is not None:
+                return rule(getattr(self, name))
+        return FixedSchedule()
+
+    def sampling(self) -> SamplingSettings:
+        """How candidates are chosen and rated."""
+        needs_entropy = getattr(self.commit_rule(), "needs_entropy", False) or self.confidence_threshold is not None
+        return SamplingSettings(self.temperature, self.top_k, self.top_p, self.remasking, needs_entropy)
 
     def schedule(self) -> tuple[int, int, int]:
         """Resolve the lengths.
@@ -136,12 +233,60 @@ class LladaVGenerationConfig(GenerationConfig):
             )
         return canvas, block, steps // blocks
 
+    def hole_schedule(self, holes: list[int]) -> tuple[int, list[int]]:
+        """Resolve the lengths when infilling, for each sample as if it were alone.
+
+        Args:
+            holes: masks to fill, per sample.
+
+        Returns:
+            The block length, and the steps per block of each sample. Its last block may be shorter than the others;
+            steps that have nothing left to fill are not taken.
+
+        Raises:
+            ValueError: if a sample has more blocks than steps.
+        """
+        block = min(self.block_length or max(holes), max(holes))
+        steps = []
+        for sample, count in enumerate(holes):
+            blocks = -(-count // block)
+            limit = self.max_denoising_steps or block * blocks
+            if limit < blocks:
+                raise ValueError(
+                    f"max_denoising_steps={limit} is less than the {blocks} blocks of block_length={block} that the "
+                    f"{count} holes of sample {sample} need; pass max_denoising_steps={blocks} or more"
+                )
+            steps.append(min(limit // blocks, block))
+        return block, steps
+
     @property
     def stop_token_ids(self) -> list[int]:
         """The single tokens that end an answer, as a list."""
         if self.eos_token_id is None:
             return []
         return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, with a commit rule as its own settings and class name."""
+        output: dict[str, Any] = super().to_dict()
+        rule = self.sampler_config
+        if rule is not None:
+            own = rule.to_dict() if hasattr(rule, "to_dict") else {}
+            output["sampler_config"] = {"_cls_name": type(rule).__name__, **own}
+        return output
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Write `generation_config.json`, as transformers does.
+
+        Raises:
+            ValueError: if the commit rule is of a class of your own, which could not be loaded again.
+        """
+        if self.sampler_config is not None and type(self.sampler_config).__name__ not in RULES:
+            raise ValueError(
+                f"sampler_config={self.sampler_config!r} cannot be loaded again: only {', '.join(RULES)} can; set it "
+                "to None before saving and pass it to generate"
+            )
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "LladaVGenerationConfig":
@@ -190,3 +335,16 @@ def resolve_aliases(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{alias}={options[alias]!r} and {name}={resolved[name]!r} disagree; pass one of them")
         resolved[name] = value
     return resolved
+
+
+def _check_whole(name: str, value: Any, lowest: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}")
+
+
+def _as_texts(name: str, value: Any) -> list[str]:
+    """A new list of texts; one text is a list of one."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{name}={texts!r} must be non-empty strings")
+    return list(texts)

@@ -1,7 +1,8 @@
 """`generate()` of LLaDA-V: checks arguments, encodes the prompt once, runs the denoising loop, returns answers."""
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,19 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .denoising_lladav import DenoisingLoop, DenoisingStep, LoopInputs
+from .canvas_lladav import Canvas, append_canvas, open_holes
+from .commit_rules_lladav import FixedSchedule
+from .constraints_lladav import (
+    AllowedTokens,
+    AllowedTokensConstraint,
+    Constraint,
+    LogitsProcessors,
+    NoRepeatedNgrams,
+)
+from .denoising_lladav import DenoisingLoop, DenoisingStep, LoopExtras, LoopInputs
 from .generation_configuration_lladav import LladaVGenerationConfig, explain_unknown, resolve_aliases
+from .presets_lladav import find_preset
+from .stopping_lladav import check_criteria, split_time
 
 logger = logging.get_logger(__name__)
 
@@ -29,12 +41,18 @@ class LladaVGenerationOutput(ModelOutput):
     """Output of [`LladaVGenerationMixin.generate`] with `return_dict_in_generate=True`.
 
     Attributes:
-        sequences: (batch, length), prompt, answer before its stop, suffix; short rows are padded on the right.
-        answers: list of (tokens,) per sample, the answer before its stop without prompt and suffix.
+        sequences: (batch, length), prompt, answer before its stop, suffix; short rows are padded on the right. When
+            infilling, the prompt with its holes filled.
+        answers: list of (tokens,) per sample, the answer before its stop without prompt and suffix; when infilling,
+            the tokens of the holes, in order.
         denoising_steps: (batch,), steps each sample took part in.
         tokens_per_forward: (batch,), answer tokens (the stop included) over forward passes of that sample.
-        stopped: (batch,) boolean, whether a stop ended the answer; otherwise the canvas was full.
+        stopped: (batch,) boolean, whether the model ended the answer itself.
+        finish_reasons: list of str per sample: "stop" (a stop token), "stop_string", "length" (the canvas is full),
+            "stopping_criteria", or "filled" (infilling).
         history: list over steps of (batch, canvas) token ids, with `output_history=True`.
+        scores: (batch, canvas), the confidence of each token when it was written, NaN where nothing was; with
+            `output_scores=True`.
     """
 
     sequences: torch.Tensor
@@ -42,7 +60,9 @@ class LladaVGenerationOutput(ModelOutput):
     denoising_steps: torch.Tensor | None = None
     tokens_per_forward: torch.Tensor | None = None
     stopped: torch.Tensor | None = None
+    finish_reasons: list[str] | None = None
     history: list[torch.Tensor] | None = None
+    scores: torch.Tensor | None = None
 
 
 class LladaVGenerationMixin(GenerationMixin):
@@ -56,9 +76,14 @@ class LladaVGenerationMixin(GenerationMixin):
         streamer: BaseStreamer | None = None,
         attention_mask: torch.Tensor | None = None,
         tokenizer: Any = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        preset: str | None = None,
+        infill: bool = False,
         suffix_ids: torch.Tensor | None = None,
         generation_suffix: str | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        logits_processor: Sequence[Any] | None = None,
+        stopping_criteria: Any = None,
+        allowed_tokens_fn: AllowedTokens | None = None,
         callback_on_step_end: Callable[[DenoisingStep], None] | None = None,
         official_draws: bool = False,
         **kwargs: Any,
@@ -68,17 +93,26 @@ class LladaVGenerationMixin(GenerationMixin):
         Args:
             input_ids: (batch, prompt) from the processor, padded on either side.
             generation_config: base settings; the model's own by default.
-            streamer: a `TextDiffusionStreamer` or any with `put` and `end`.
+            streamer: a `TextDiffusionStreamer`, a `LladaVStreamer`, or any with `put` and `end`.
             attention_mask: (batch, prompt), 0 at padding; all ones by default.
             tokenizer: needed for `stop_strings` and `generation_suffix`.
-            generator: one per sample, or one that seeds them in order; used with `temperature > 0` and
-                `remasking="random"`.
+            preset: settings by name, see `PRESETS`; they win over `generation_config`.
+            infill: fill the mask tokens in the last message of `input_ids` (from `processor.infilling_inputs`) and
+                nothing else, instead of writing an answer behind the prompt.
             suffix_ids: (suffix,) or (batch, suffix) tokens that stand after the answer from the start.
             generation_suffix: the same as text.
+            generator: one per sample, or one that seeds them in order; used with `temperature > 0` and
+                `remasking="random"`.
+            logits_processor: logits processors of transformers, called at every masked position; those that ask
+                what stands before the next token are refused.
+            stopping_criteria: stop texts (the official meaning), or criteria of transformers, which are asked after
+                each block; a `MaxTimeCriteria` after each step, and the live block is then completed at once.
+            allowed_tokens_fn: called with the row, the position in the answer and the answer so far, (canvas,);
+                returns the token ids the position may take, or None for any.
             callback_on_step_end: called with a `DenoisingStep` after every step.
             official_draws: reproduce the random numbers of the official code; batch 1, `generator` as one object.
             **kwargs: settings of [`LladaVGenerationConfig`] (official aliases `steps`, `gen_length`, `cfg_scale`
-                included), which win over `generation_config`, and the processor's picture and video inputs.
+                included), which win over `preset`, and the processor's picture and video inputs.
 
         Returns:
             (batch, length) prompt, answer before its stop, suffix; or a [`LladaVGenerationOutput`].
@@ -87,28 +121,31 @@ class LladaVGenerationMixin(GenerationMixin):
             TypeError: for an unknown argument.
             ValueError: for values that break a rule; the message gives value, rule and fix.
         """
-        config, pictures = self._prepare_settings(generation_config, kwargs)
-        if input_ids is None or input_ids.ndim != 2:
-            raise ValueError("input_ids must be given as (batch, prompt); use the processor's output")
-        if official_draws and len(input_ids) != 1:
-            raise ValueError(f"official_draws needs batch size 1, not {len(input_ids)}: the official code has no more")
+        if isinstance(stopping_criteria, str) or _all_text(stopping_criteria):
+            kwargs["stopping_criteria"], stopping_criteria = stopping_criteria, None
+        config, pictures = self._prepare_settings(generation_config, preset, kwargs)
+        input_ids = _checked_prompt(input_ids, official_draws)
         suffix = self._suffix(input_ids, suffix_ids, generation_suffix, tokenizer)
-        stops = self._stop_sequences(config, tokenizer, input_ids.device)
-        mask = self._prompt_mask(input_ids, attention_mask)
-        self._check_positions(input_ids, mask, config, suffix)
-        embeds, _, _ = self.model.embed_inputs(input_ids, **pictures)
-        loop = DenoisingLoop(
-            self, LoopInputs(embeds, mask, suffix), config, stops, generator, official_draws, callback_on_step_end
-        )
-        if streamer is not None:
-            streamer.put(input_ids[0].cpu() if len(input_ids) == 1 else input_ids.cpu())
-        history = loop.run(streamer)
-        if streamer is not None:
-            streamer.end()
-        return self._output(input_ids, loop, history if config.output_history else None)
+        mask = _prompt_mask(input_ids, attention_mask)
+        if infill:
+            _check_infill(config, kwargs, suffix)
+            canvas = open_holes(input_ids, mask, config.mask_token_id, config.stop_token_ids)
+        else:
+            canvas = append_canvas(input_ids, mask, config.schedule()[0], config.mask_token_id, suffix)
+        self._check_positions(canvas, input_ids, suffix)
+        prompts = _without_padding(input_ids, mask)
+        constraints = _constraints(config, logits_processor, allowed_tokens_fn, prompts)
+        timed, criteria = split_time(check_criteria(stopping_criteria))
+        stops = _stop_sequences(config, tokenizer, input_ids.device)
+        suppressed = self._suppressed(config, infill, constraints).to(input_ids.device)
+        callbacks = (generator, official_draws, callback_on_step_end)
+        extras = LoopExtras(stops, suppressed, constraints, timed, criteria, prompts, *callbacks)
+        loop = self._build_loop(canvas, config, extras, pictures, infill)
+        history = loop.run(input_ids, streamer)
+        return self._output(input_ids, suffix, loop, infill, history)
 
     def _prepare_settings(
-        self, base: GenerationConfig | None, kwargs: dict[str, Any]
+        self, base: GenerationConfig | None, preset: str | None, kwargs: dict[str, Any]
     ) -> tuple[LladaVGenerationConfig, dict[str, Any]]:
         """Split keyword arguments into complete settings and picture inputs."""
         pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if name in kwargs}
@@ -116,10 +153,12 @@ class LladaVGenerationMixin(GenerationMixin):
         known = self.generation_config_class.names()
         unknown = [name for name in kwargs if name not in known]
         if unknown:
-            raise TypeError("; ".join(explain_unknown(name, known) for name in unknown))
+            own = inspect.signature(self.generate).parameters
+            raise TypeError("; ".join(explain_unknown(name, [*known, *own]) for name in unknown))
         config = copy.deepcopy(self._own_kind(base if base is not None else self.generation_config))
-        for name, value in resolve_aliases(kwargs).items():
-            setattr(config, name, value)
+        if preset is not None:
+            config.change(find_preset(preset).settings)
+        config.change(resolve_aliases(kwargs))
         config.validate()
         if config.eos_token_id is None and "eos_token_id" not in kwargs:
             config.eos_token_id = self.config.text_config.eos_token_id
@@ -127,7 +166,6 @@ class LladaVGenerationMixin(GenerationMixin):
             config.mask_token_id = self.config.mask_token_id
         if config.pad_token_id is None:
             config.pad_token_id = self.config.text_config.pad_token_id
-        config.schedule()
         return config, pictures
 
     def _own_kind(self, config: GenerationConfig) -> LladaVGenerationConfig:
@@ -162,59 +200,84 @@ class LladaVGenerationMixin(GenerationMixin):
             )
         return suffix
 
-    def _stop_sequences(
-        self, config: LladaVGenerationConfig, tokenizer: Any, device: torch.device
-    ) -> list[torch.Tensor]:
-        if not config.stop_strings:
-            return []
-        if tokenizer is None:
-            raise ValueError(f"stop_strings={config.stop_strings} are text: pass tokenizer=processor.tokenizer")
-        sequences = [tokenizer(text, add_special_tokens=False).input_ids for text in config.stop_strings]
-        return [torch.tensor(sequence, dtype=torch.long, device=device) for sequence in sequences]
+    def _suppressed(self, config: LladaVGenerationConfig, infill: bool, constraints: list[Constraint]) -> torch.Tensor:
+        """Ids that are never written, (tokens,).
 
-    def _prompt_mask(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        if mask is None:
-            return None
-        if mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(input_ids.shape)}; they must agree"
-            )
-        return None if bool(mask.all()) else mask.long()
+        The official loop may write the mask token itself and leave the position to a later step; rules that go on
+        until everything is written cannot. A hole has a given length, so nothing may end a message inside it.
+        """
+        suppressed = set(self.config.suppressed_token_ids)
+        if infill or constraints or type(config.commit_rule()).__name__ != FixedSchedule.__name__:
+            suppressed.add(config.mask_token_id)
+        if infill:
+            suppressed.update(config.stop_token_ids)
+        return torch.tensor(sorted(suppressed & set(range(self.config.output_vocab_size))), dtype=torch.long)
 
-    def _check_positions(
+    def _build_loop(
         self,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor | None,
+        canvas: Canvas,
         config: LladaVGenerationConfig,
-        suffix: torch.Tensor,
-    ) -> None:
-        prompt = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
-        canvas, limit = config.schedule()[0], self.config.text_config.max_position_embeddings
-        if prompt + canvas + suffix.shape[1] > limit:
+        extras: LoopExtras,
+        pictures: dict[str, torch.Tensor],
+        infill: bool,
+    ) -> DenoisingLoop:
+        """Encode the prompt with its pictures, once."""
+        if infill:
+            block_length, steps = config.hole_schedule(canvas.present.sum(dim=1).tolist())
+            config.eos_token_id = None
+        else:
+            _, block_length, per_block = config.schedule()
+            steps = [per_block] * len(canvas.slots)
+        embeds, _, _ = self.model.embed_inputs(canvas.input_ids, **pictures)
+        inputs = LoopInputs(embeds, canvas.attention_mask, canvas.slots, canvas.present, canvas.blind)
+        return DenoisingLoop(self, inputs, config, block_length, steps, extras)
+
+    def _check_positions(self, canvas: Canvas, input_ids: torch.Tensor, suffix: torch.Tensor) -> None:
+        mask, limit = canvas.attention_mask, self.config.text_config.max_position_embeddings
+        total = canvas.input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+        added = canvas.input_ids.shape[1] - input_ids.shape[1]
+        if total > limit:
             raise ValueError(
-                f"the prompt has {prompt} tokens and the answer {canvas + suffix.shape[1]}, but the model has {limit} "
-                "positions; shorten the prompt, use fewer pictures, or lower max_new_tokens"
+                f"the prompt has {total - added} tokens and the answer {added}"
+                + (f" (of which the suffix {suffix.shape[1]})" if suffix.shape[1] else "")
+                + f", but the model has {limit} positions; shorten the prompt, use fewer pictures, or lower "
+                "max_new_tokens"
             )
 
     def _output(
-        self, input_ids: torch.Tensor, loop: DenoisingLoop, history: list[torch.Tensor] | None
+        self,
+        input_ids: torch.Tensor,
+        suffix: torch.Tensor,
+        loop: DenoisingLoop,
+        infill: bool,
+        history: list[torch.Tensor],
     ) -> torch.Tensor | LladaVGenerationOutput:
-        config = loop.config
-        answers = [row[:stop] for row, stop in zip(loop.answer, loop.stop_at.tolist(), strict=True)]
-        rows = [torch.cat(parts) for parts in zip(input_ids, answers, loop.inputs.suffix, strict=True)]
-        padding = config.pad_token_id if config.pad_token_id is not None else 0
-        sequences = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+        config, ends = loop.config, loop.ends
+        if infill:
+            answers = [row[there] for row, there in zip(loop.answer, loop.inputs.present, strict=True)]
+            sequences = input_ids.clone()
+            for row, answer, slots in zip(sequences, answers, loop.inputs.slots, strict=True):
+                row[slots[: len(answer)]] = answer
+            written = loop.inputs.present.sum(dim=1)
+        else:
+            answers = [row[:end] for row, end in zip(loop.answer, ends.tolist(), strict=True)]
+            rows = [torch.cat(parts) for parts in zip(input_ids, answers, suffix, strict=True)]
+            padding = config.pad_token_id if config.pad_token_id is not None else 0
+            sequences = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+            written = ends + (loop.stop_at <= loop.cut_at) * (loop.stop_at < loop.canvas)
         if not config.return_dict_in_generate:
             return sequences
-        stopped = loop.stop_at < loop.canvas
         forwards = loop.steps_taken * (1 if config.guidance_scale == 1 else 2)
+        reasons = ["filled"] * len(answers) if infill else loop.finish_reasons()
         return LladaVGenerationOutput(
             sequences=sequences,
             answers=answers,
             denoising_steps=loop.steps_taken,
-            tokens_per_forward=(loop.stop_at + stopped) / forwards.clamp(min=1),
-            stopped=stopped,
-            history=history,
+            tokens_per_forward=written / forwards.clamp(min=1),
+            stopped=torch.tensor([reason in ("stop", "stop_string") for reason in reasons], device=input_ids.device),
+            finish_reasons=reasons,
+            history=history if config.output_history else None,
+            scores=loop.scores if config.output_scores else None,
         )
 
     def adjust_generation_fn(
@@ -243,3 +306,73 @@ class LladaVGenerationMixin(GenerationMixin):
             return
         if not loaded._from_model_config:
             self.generation_config = loaded
+
+
+def _all_text(criteria: Any) -> bool:
+    return isinstance(criteria, list | tuple) and len(criteria) > 0 and all(isinstance(item, str) for item in criteria)
+
+
+def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool) -> torch.Tensor:
+    if input_ids is None or input_ids.ndim != 2:
+        raise ValueError("input_ids must be given as (batch, prompt); use the processor's output")
+    if official_draws and len(input_ids) != 1:
+        raise ValueError(f"official_draws needs batch size 1, not {len(input_ids)}: the official code has no more")
+    return input_ids
+
+
+def _check_infill(config: LladaVGenerationConfig, given: dict[str, Any], suffix: torch.Tensor) -> None:
+    for name in ("max_new_tokens", "gen_length"):
+        if name in given:
+            raise ValueError(f"{name}={given[name]} has no meaning with infill=True: the holes give the length")
+    if suffix.shape[1]:
+        raise ValueError("a suffix has no meaning with infill=True; write it behind the hole in the message")
+    if config.stop_strings:
+        raise ValueError(f"stop_strings={config.stop_strings} have no meaning with infill=True: every hole is filled")
+
+
+def _prompt_mask(input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    if mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(input_ids.shape)}; they must agree"
+        )
+    empty = (mask.sum(dim=1) == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"attention_mask hides every token of samples {empty}; mask only padding")
+    return None if bool(mask.all()) else mask.long()
+
+
+def _without_padding(input_ids: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    if mask is None:
+        return list(input_ids)
+    return [row[real.bool()] for row, real in zip(input_ids, mask, strict=True)]
+
+
+def _stop_sequences(config: LladaVGenerationConfig, tokenizer: Any, device: torch.device) -> list[torch.Tensor]:
+    if not config.stop_strings:
+        return []
+    if tokenizer is None:
+        raise ValueError(f"stop_strings={config.stop_strings} are text: pass tokenizer=processor.tokenizer")
+    sequences = [tokenizer(text, add_special_tokens=False).input_ids for text in config.stop_strings]
+    for text, sequence in zip(config.stop_strings, sequences, strict=True):
+        if not sequence:
+            raise ValueError(f"the stop string {text!r} has no tokens and could never be found; leave it out")
+    return [torch.tensor(sequence, dtype=torch.long, device=device) for sequence in sequences]
+
+
+def _constraints(
+    config: LladaVGenerationConfig,
+    processors: Sequence[Any] | None,
+    allowed_tokens_fn: AllowedTokens | None,
+    prompts: list[torch.Tensor],
+) -> list[Constraint]:
+    """Logits processors come first, as in transformers, then what forbids tokens."""
+    constraints: list[Constraint] = []
+    if processors:
+        constraints.append(LogitsProcessors(processors, prompts, config.mask_token_id))
+    if allowed_tokens_fn is not None:
+        constraints.append(AllowedTokensConstraint(allowed_tokens_fn))
+    if config.no_repeat_ngram_size is not None:
+        constraints.append(NoRepeatedNgrams(config.no_repeat_ngram_size, config.mask_token_id))
+    return constraints

@@ -1,4 +1,4 @@
-"""The pieces of one denoising step: candidates with confidences, how many to commit, where an answer stops.
+"""What the model would write: a candidate per masked position, how sure it is, and where randomness comes from.
 
 Follows LLaDA's sampling (arXiv:2502.09992, section 2.4 and algorithms 4 and 5) as LLaDA-V uses it.
 """
@@ -7,19 +7,46 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+
+REMASKING = ("low_confidence", "random", "margin", "entropy")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How candidates are chosen and rated.
+
+    Attributes:
+        temperature: 0 for the likeliest token, above for Gumbel-max sampling.
+        top_k: sample among the likeliest so many tokens only.
+        top_p: sample among the fewest tokens whose probabilities reach this sum only.
+        remasking: the measure of confidence: "low_confidence" is the candidate's probability, "margin" the gap
+            between the two highest, "entropy" minus the entropy, "random" a uniform number.
+        needs_entropy: whether to work out entropies.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    remasking: str = "low_confidence"
+    needs_entropy: bool = False
 
 
 @dataclass
 class Prediction:
-    """What the model would write at each position of the live block.
+    """What the model would write at each position of the live block; only masked positions are meaningful.
 
     Attributes:
-        tokens: (batch, block), the candidate per position.
-        confidence: (batch, block), float64, how sure it is; only masked positions are meaningful.
+        tokens: (rows, block), the candidate per position.
+        likeliest: (rows, block), the candidate if nothing were sampled.
+        confidence: (rows, block), float64, how sure it is.
+        entropy: (rows, block), float64 in nats, of the distribution that is sampled from; None unless asked for.
     """
 
     tokens: torch.Tensor
+    likeliest: torch.Tensor
     confidence: torch.Tensor
+    entropy: torch.Tensor | None = None
 
 
 class RandomDraws(Protocol):
@@ -30,7 +57,7 @@ class RandomDraws(Protocol):
         ...
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
-        """(batch, block) uniforms for choosing positions at random."""
+        """(batch, block) uniforms for choosing among the true positions at random."""
         ...
 
 
@@ -48,8 +75,11 @@ class SampleDraws:
         return torch.cat(draws).to(rows.device)
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
-        draws = [torch.rand(rows.shape[1], generator=item, device=item.device) for item in self.generators]
-        return torch.stack(draws).to(rows.device)
+        draws = [
+            torch.rand(int(row.sum()), generator=generator, device=generator.device)
+            for row, generator in zip(rows, self.generators, strict=True)
+        ]
+        return torch.zeros(rows.shape, device=rows.device).masked_scatter(rows, torch.cat(draws).to(rows.device))
 
 
 class OfficialDraws:
@@ -73,114 +103,95 @@ class OfficialDraws:
         return self._block(rows.shape[1], draws)
 
 
-def commits_per_step(masked: int, steps: int) -> list[int]:
-    """Spread `masked` commits evenly over `steps`, the first ones taking one more where it does not divide."""
-    share, extra = divmod(masked, steps)
-    return [share + (step < extra) for step in range(steps)]
-
-
-def predict(
-    logits: torch.Tensor,
-    rows: torch.Tensor,
-    suppressed: torch.Tensor,
-    temperature: float,
-    remasking: str,
-    draws: RandomDraws,
-) -> Prediction:
-    """Choose a candidate and a confidence for every masked position.
-
-    Confidences are taken in float64: in float32 saturated probabilities tie at 1.0 and the ranking is lost.
+def sample_generators(
+    generator: torch.Generator | list[torch.Generator] | None, batch: int, device: torch.device
+) -> list[torch.Generator]:
+    """One generator per sample: as given, or seeded in order from the one given or the global one.
 
     Args:
-        logits: (rows that are true, vocabulary) of the masked positions.
+        generator: None, one, or one per sample.
+        batch: how many samples.
+        device: where new generators draw.
+
+    Returns:
+        One generator per sample.
+
+    Raises:
+        ValueError: if the list has another length than the batch.
+    """
+    if isinstance(generator, list):
+        if len(generator) != batch:
+            raise ValueError(f"generator has {len(generator)} entries for a batch of {batch}; pass one per sample")
+        return generator
+    where = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=where).tolist()
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def predict(logits: torch.Tensor, rows: torch.Tensor, settings: SamplingSettings, draws: RandomDraws) -> Prediction:
+    """Choose a candidate and a confidence for every masked position.
+
+    Confidences are those of the distribution without temperature and noise, taken in float64: in float32 saturated
+    probabilities tie at 1.0 and the ranking is lost. Entropies are taken after division by the temperature.
+
+    Args:
+        logits: (rows that are true, vocabulary) of the masked positions; -inf where a token may not be written.
         rows: (batch, block), which positions these are.
-        suppressed: (tokens,), ids that may not be written.
-        temperature: 0 for the likeliest token, above for Gumbel-max sampling.
-        remasking: "low_confidence" or "random".
+        settings: how to choose and rate.
         draws: source of random numbers; not touched when nothing is random.
 
     Returns:
-        Candidates and confidences as (batch, block); positions that are not masked hold token 0 and confidence 0.
+        Candidates and confidences; positions that are not masked hold token 0 and confidence 0.
     """
-    logits = logits.index_fill(1, suppressed, -torch.inf)
-    if temperature > 0:
-        exact = logits.to(_widest(logits.device))
-        noise = (-draws.tokens(rows, logits.shape[1]).to(exact.dtype).log()) ** temperature
-        tokens = (exact.exp() / noise).argmax(dim=1)
+    exact = logits.to(widest_float(logits.device))  # (positions, vocabulary)
+    likeliest = logits.argmax(dim=1)
+    tokens = likeliest
+    if settings.temperature > 0:
+        noise = (-draws.tokens(rows, logits.shape[1]).to(exact.dtype).log()).log()
+        # The logarithm of the official exp(logit) / (-ln u)^T, whose parts can leave the range of numbers.
+        tokens = (_truncated(exact, settings) - settings.temperature * noise).argmax(dim=1)
+    if settings.remasking == "random":
+        confidence = draws.positions(rows).to(exact.dtype)
     else:
-        tokens = logits.argmax(dim=1)
-    batch_tokens = torch.zeros(rows.shape, dtype=torch.long, device=rows.device)
-    batch_tokens[rows] = tokens
-    confidence = torch.zeros(rows.shape, dtype=_widest(rows.device), device=rows.device)
-    if remasking == "random":
-        confidence = draws.positions(rows).to(confidence.dtype)
-    else:
-        exact = logits.to(confidence.dtype)
-        chosen = exact.gather(1, tokens[:, None])[:, 0]
-        confidence[rows] = (chosen - exact.logsumexp(dim=1)).exp()
-    return Prediction(batch_tokens, confidence)
+        confidence = _spread(_confidence(exact, tokens, settings.remasking), rows)
+    entropy = None
+    if settings.needs_entropy:
+        entropy = _spread(_entropy(exact / settings.temperature if settings.temperature > 0 else exact), rows)
+    return Prediction(_spread(tokens, rows), _spread(likeliest, rows), confidence, entropy)
 
 
-def _widest(device: torch.device) -> torch.dtype:
+def _confidence(exact: torch.Tensor, tokens: torch.Tensor, measure: str) -> torch.Tensor:
+    """How sure the candidates are in a measure of `REMASKING` but "random", (positions,)."""
+    if measure == "entropy":
+        return -_entropy(exact)
+    total = exact.logsumexp(dim=1)
+    if measure == "margin":
+        highest = (exact.topk(2, dim=1).values - total[:, None]).exp()  # (positions, 2)
+        return highest[:, 0] - highest[:, 1]
+    return (exact.gather(1, tokens[:, None])[:, 0] - total).exp()
+
+
+def _entropy(exact: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(exact.softmax(dim=1)).sum(dim=1)
+
+
+def _truncated(exact: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """Logits with -inf at tokens that `top_k` and `top_p` leave out, in transformers' order and meaning."""
+    scaled = exact / settings.temperature
+    if settings.top_k is not None:
+        scaled = TopKLogitsWarper(settings.top_k)(None, scaled)
+    if settings.top_p is not None:
+        scaled = TopPLogitsWarper(settings.top_p)(None, scaled)
+    return exact.masked_fill(scaled == -torch.inf, -torch.inf)
+
+
+def _spread(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Put values of the true positions in their places, 0 elsewhere, (batch, block)."""
+    placed = torch.zeros(rows.shape, dtype=values.dtype, device=rows.device)
+    placed[rows] = values
+    return placed
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def most_confident(confidence: torch.Tensor, competing: torch.Tensor, count: int) -> torch.Tensor:
-    """Mark the `count` most confident competing positions of every row, or all where fewer compete.
-
-    Args:
-        confidence: (batch, block).
-        competing: (batch, block), positions that may be committed.
-        count: how many per row.
-
-    Returns:
-        (batch, block) boolean.
-    """
-    ranked = torch.where(competing, confidence, -torch.inf)
-    best = ranked.topk(min(count, ranked.shape[1]), dim=1).indices
-    return torch.zeros_like(competing).scatter(1, best, True) & competing
-
-
-def leftmost_match(answer: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:
-    """Find the first occurrence of a token sequence in each answer.
-
-    Args:
-        answer: (batch, canvas) token ids.
-        stop: (tokens,), at least one.
-
-    Returns:
-        (batch,) index of its first token; the canvas length where it does not occur.
-    """
-    batch, canvas = answer.shape
-    if len(stop) > canvas:
-        return torch.full((batch,), canvas, dtype=torch.long, device=answer.device)
-    match = (answer.unfold(1, len(stop), 1) == stop).all(dim=2)  # (batch, canvas - len(stop) + 1)
-    return torch.where(match.any(dim=1), match.int().argmax(dim=1), canvas)
-
-
-def token_stop(answer: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Where the leftmost of several single-token stops stands, (batch,); the canvas length where there is none."""
-    match = torch.isin(answer, token_ids)
-    return torch.where(match.any(dim=1), match.int().argmax(dim=1), answer.shape[1])
-
-
-def sequence_stop(answer: torch.Tensor, stops: list[torch.Tensor], found: torch.Tensor) -> torch.Tensor:
-    """Update where stop strings end each answer, by the official rule.
-
-    The list is searched in order and the first sequence that occurs counts. Once one was found, only the first
-    sequence of the list can still move the stop; parity with the official runs needs this.
-
-    Args:
-        answer: (batch, canvas) token ids.
-        stops: stop sequences in the order given by the user, each (tokens,).
-        found: (batch,) result of the previous step; the canvas length where nothing was found.
-
-    Returns:
-        (batch,) index of the stop, the canvas length where there is none.
-    """
-    canvas = answer.shape[1]
-    for index, stop in enumerate(stops):
-        match = leftmost_match(answer, stop)
-        may_move = (found == canvas) | (index == 0)
-        found = torch.where((match < canvas) & may_move, match, found)
-    return found
