@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "generation_lladav",
         "modeling_outputs_lladav",
         "modeling_text_lladav",
+        "scoring_lladav",
         "tiling_lladav",
     },
     "official_config_lladav": {"configuration_lladav"},

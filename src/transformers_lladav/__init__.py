@@ -11,41 +11,69 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_when_loaded
 
 if TYPE_CHECKING:
+    from .commit_rules_lladav import ConfidenceFactor, ConfidenceThreshold, EntropyBound, FixedSchedule
     from .configuration_lladav import LladaVConfig, LladaVTextConfig
+    from .constraints_lladav import AnswerChoices
     from .generation_configuration_lladav import LladaVGenerationConfig
     from .generation_lladav import LladaVGenerationOutput
     from .image_processing_lladav import LladaVImageProcessor
     from .modeling_lladav import LladaVForMaskedDiffusion, LladaVModel
     from .modeling_text_lladav import LladaVTextModel
+    from .presets_lladav import PRESETS
     from .processing_lladav import LladaVProcessor
+    from .recording import Recorder
+    from .scoring_lladav import LladaVScoringOutput
+    from .streaming import LladaVIteratorStreamer, LladaVStreamer, stream_generate
 
 __version__ = "0.1.0"
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "bundled_checkpoint"
 
 _HOME = {
+    "AnswerChoices": "constraints_lladav",
+    "ConfidenceFactor": "commit_rules_lladav",
+    "ConfidenceThreshold": "commit_rules_lladav",
+    "EntropyBound": "commit_rules_lladav",
+    "FixedSchedule": "commit_rules_lladav",
     "LladaVConfig": "configuration_lladav",
     "LladaVForMaskedDiffusion": "modeling_lladav",
     "LladaVGenerationConfig": "generation_configuration_lladav",
     "LladaVGenerationOutput": "generation_lladav",
     "LladaVImageProcessor": "image_processing_lladav",
+    "LladaVIteratorStreamer": "streaming",
     "LladaVModel": "modeling_lladav",
     "LladaVProcessor": "processing_lladav",
+    "LladaVScoringOutput": "scoring_lladav",
+    "LladaVStreamer": "streaming",
     "LladaVTextConfig": "configuration_lladav",
     "LladaVTextModel": "modeling_text_lladav",
+    "PRESETS": "presets_lladav",
+    "Recorder": "recording",
+    "stream_generate": "streaming",
 }
 
 __all__ = [
     "BUNDLED_CHECKPOINT",
+    "PRESETS",
+    "AnswerChoices",
+    "ConfidenceFactor",
+    "ConfidenceThreshold",
+    "EntropyBound",
+    "FixedSchedule",
     "LladaVConfig",
     "LladaVForMaskedDiffusion",
     "LladaVGenerationConfig",
     "LladaVGenerationOutput",
     "LladaVImageProcessor",
+    "LladaVIteratorStreamer",
     "LladaVModel",
     "LladaVProcessor",
+    "LladaVScoringOutput",
+    "LladaVStreamer",
     "LladaVTextConfig",
     "LladaVTextModel",
+    "Recorder",
+    "stream_generate",
 ]
 
 

@@ -21,6 +21,7 @@ from .generation_configuration_lladav import LladaVGenerationConfig
 from .generation_lladav import LladaVGenerationMixin
 from .modeling_outputs_lladav import LladaVMaskedDiffusionOutput, LladaVModelOutput
 from .modeling_text_lladav import LladaVPreTrainedModel, LladaVTextModel
+from .scoring_lladav import LladaVScoringMixin
 from .tiling_lladav import TileLayout, tile_layout
 
 # Folders in the official layout load as they are: keys are renamed on the way in.
@@ -284,7 +285,7 @@ def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 @auto_docstring(custom_intro="LLaDA-V with its head: fills in masked tokens, in training and in `generate()`.")
-class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin):
+class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, LladaVScoringMixin):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     generation_config_class = LladaVGenerationConfig
