@@ -1,15 +1,19 @@
-"""Render the tables of README.md from the result files; `--check` only says whether they are up to date."""
+"""Render the tables and the plot of README.md from the result files; `--check` only says whether they are fresh."""
 
 import argparse
+import hashlib
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results"
 README = ROOT / "README.md"
+PLOT = ROOT / "model_cards" / "assets" / "decoding.png"
 
 KIND_NAMES = {
     "colour": "colour (“What colour is the star?”)",
@@ -89,6 +93,142 @@ def training_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+RULE_NAMES = {
+    "max_denoising_steps": "fixed schedule",
+    "threshold": "threshold",
+    "factor": "factor",
+    "entropy_bound": "entropy bound",
+}
+PLOTTED_BLOCK = 8
+
+
+def rule_of(settings: dict[str, Any]) -> tuple[str, float]:
+    """Which rule an arm uses, and its parameter.
+
+    Args:
+        settings: of the arm.
+
+    Returns:
+        A key of `RULE_NAMES` and the value.
+    """
+    name = next(name for name in reversed(RULE_NAMES) if name in settings)
+    return name, settings[name]
+
+
+def decoding_table(document: dict[str, Any]) -> str:
+    """What each commit rule costs and brings.
+
+    Args:
+        document: written by measure_decoding.py.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = [
+        "| rule | block | exact match | captions | unseen pairs | ambiguous pictures | tokens per forward |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm in document["arms"]:
+        name, value = rule_of(arm["settings"])
+        label = f"{value} steps" if name == "max_denoising_steps" else f"{RULE_NAMES[name]} {value:g}"
+        test, unseen, blended = arm["test"], arm["unseen_pairs"], arm["blended"]
+        rows.append(
+            f"| {label} | {arm['settings']['block_length']} | {test['exact_match']:.1%} "
+            f"| {test['caption_exact_match']:.1%} | {unseen['exact_match']:.1%} | {blended['well_formed']:.1%} "
+            f"| {test['tokens_per_forward']:.2f} / {blended['tokens_per_forward']:.2f} |"
+        )
+    first = document["arms"][0]
+    rows.append(
+        f"\n{first['test']['questions']} questions per split and {first['blended']['samples']} ambiguous pictures; "
+        "tokens per forward on questions / on ambiguous pictures; canvas of 32 tokens; "
+        f"`{document['command']}`."
+    )
+    return "\n".join(rows)
+
+
+def infilling_table(document: dict[str, Any]) -> str:
+    """How well hidden words of captions are filled in.
+
+    Args:
+        document: written by measure_decoding.py.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = ["| hidden word of a true caption | filled right | wrong picture |", "|---|---:|---:|"]
+    for row in document["infilling"]:
+        rows.append(f"| {row['hidden']} | {row['exact_match']:.1%} | {row['wrong_picture']:.1%} |")
+    rows.append(f"\n{document['infilling'][0]['captions']} captions each.")
+    return "\n".join(rows)
+
+
+def repeats_table(document: dict[str, Any]) -> str:
+    """How much long answers repeat themselves, with and without the n-gram rule.
+
+    Args:
+        document: written by measure_decoding.py.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = [
+        "| steps | no_repeat_ngram_size | answers with a repeated run | tokens in such runs | tokens per forward |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in document["repeats"]:
+        settings = row["settings"]
+        rows.append(
+            f"| {settings['max_denoising_steps']} | {settings.get('no_repeat_ngram_size', 'off')} "
+            f"| {row['answers_with_repeats']:.0%} | {row['repeated_tokens']:.1%} | {row['tokens_per_forward']:.2f} |"
+        )
+    rows.append(f"\n{document['repeats'][0]['samples']} captions of 96 tokens, the end token forbidden.")
+    return "\n".join(rows)
+
+
+def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
+    """Plot right answers and well-formed captions against tokens per forward.
+
+    Args:
+        document: written by measure_decoding.py.
+        path: PNG file to write.
+        mark: kept in the file, to tell whether it is fresh.
+    """
+    from matplotlib.figure import Figure
+
+    panels = (
+        ("test", "exact_match", "questions answered exactly"),
+        ("blended", "well_formed", "ambiguous captions well formed"),
+    )
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    for axes, (part, measure, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name, label in RULE_NAMES.items():
+            arms = [
+                arm
+                for arm in document["arms"]
+                if rule_of(arm["settings"])[0] == name and arm["settings"]["block_length"] == PLOTTED_BLOCK
+            ]
+            points = sorted((arm[part]["tokens_per_forward"], 100 * arm[part][measure]) for arm in arms)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.4, label=label)
+        axes.set(title=title, xlabel="tokens per forward pass", ylabel="%")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150, metadata={"Description": mark})
+
+
+def plot_mark() -> str:
+    """A fingerprint of what the plot is drawn from."""
+    return hashlib.sha256((RESULTS / "decoding.json").read_bytes()).hexdigest()
+
+
+def plot_is_fresh() -> bool:
+    """Whether the plot was drawn from the result file that is there."""
+    if not PLOT.exists():
+        return False
+    with Image.open(PLOT) as picture:
+        return bool(picture.info.get("Description") == plot_mark())
+
+
 def read_result(name: str) -> Any:
     """A result file, JSON or JSON lines.
 
@@ -104,7 +244,14 @@ def read_result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-TABLES = {"parity": parity_table, "evaluation": evaluation_table, "training": training_table}
+TABLES = {
+    "parity": ("parity", parity_table),
+    "evaluation": ("evaluation", evaluation_table),
+    "training": ("training", training_table),
+    "decoding": ("decoding", decoding_table),
+    "infilling": ("decoding", infilling_table),
+    "repeats": ("decoding", repeats_table),
+}
 
 
 def render(text: str) -> str:
@@ -118,8 +265,8 @@ def render(text: str) -> str:
     """
 
     def fill(match: re.Match[str]) -> str:
-        name = match["name"]
-        return f"<!-- table: {name} -->\n{TABLES[name](read_result(name))}\n<!-- end -->"
+        result, table = TABLES[match["name"]]
+        return f"<!-- table: {match['name']} -->\n{table(read_result(result))}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
@@ -131,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command line; that of the process by default.
 
     Returns:
-        0, or 1 if `--check` found stale tables.
+        0, or 1 if `--check` found a stale table or plot.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
@@ -139,7 +286,9 @@ def main(arguments: list[str] | None = None) -> int:
     text = README.read_text(encoding="utf-8")
     fresh = render(text)
     if options.check:
-        return 0 if fresh == text else 1
+        return 0 if fresh == text and plot_is_fresh() else 1
+    if not plot_is_fresh():
+        draw_decoding(read_result("decoding"), PLOT, plot_mark())
     README.write_text(fresh, encoding="utf-8")
     return 0
 

@@ -101,7 +101,8 @@ def chat(prompt: dict[str, Any]) -> list[dict[str, str]]:
 
 def model_inputs(processor: Any, prompt: dict[str, Any]) -> dict[str, torch.Tensor]:
     """What the processor makes of a prompt, its pictures and its settings."""
-    text = processor.apply_chat_template(chat(prompt), add_generation_prompt=True)
+    # The official code takes typed control tokens for real ones.
+    text = processor.apply_chat_template(chat(prompt), add_generation_prompt=True, sanitize_control_tokens=False)
     settings = GEOMETRY.get(prompt["id"], {})
     if prompt["image_mode"] == "video":
         return processor(text=text, videos=[frames()], return_tensors="pt", **settings)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -32,8 +34,9 @@ def test_drafts_go_from_masks_to_the_answer(assistant):
     picture = scenes.render(scenes.make_scene("demo", 0), 64)
     answer = asking.ask(assistant, picture, "Describe the picture.", on_draft=drafts.append)
     assert len(drafts) == answer.denoising_steps
-    assert "░░" in drafts[0]
-    assert drafts[-1] == answer.text
+    assert "░░" in drafts[0].text
+    assert drafts[-1].text == answer.text
+    assert drafts[-1].done
 
 
 def test_paths_and_other_shapes_of_pictures_are_fine(assistant, tmp_path):
@@ -47,13 +50,87 @@ def test_an_empty_question_is_refused(assistant):
         asking.ask(assistant, Image.new("RGB", (8, 8)), "  ")
 
 
-def test_draft_text_joins_runs_and_ends_at_the_end(assistant):
-    tokenizer, config = assistant.processor.tokenizer, assistant.model.config
-    mask, end = config.mask_token_id, config.text_config.eos_token_id
-    star = tokenizer(" star", add_special_tokens=False).input_ids
-    red = tokenizer("red", add_special_tokens=False).input_ids
-    assert asking.draft_text([*red, *star, mask, mask, end, mask], tokenizer, config) == "red star ░░ ░░"
-    assert asking.draft_text([end], tokenizer, config) == ""
+QUESTION = "Describe the picture."
+CAPTION = (
+    "a yellow star at the top left, an orange triangle at the top right and a purple triangle at the bottom right"
+)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Image.open(Path(__file__).parent.parent / "model_cards" / "assets" / "scene.png")
+
+
+def test_a_threshold_gives_the_same_caption_in_fewer_passes(assistant, scene):
+    exact = asking.ask(assistant, scene, QUESTION)
+    fast = asking.ask(assistant, scene, QUESTION, preset="balanced")
+    assert exact.text == fast.text == CAPTION
+    assert (exact.tokens_per_forward, exact.finish_reason) == (1.0, "stop")
+    assert fast.denoising_steps <= 5
+
+
+def test_the_tag_of_a_preset_goes_after_the_question(assistant, scene, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        asking, "answer", lambda assistant, messages, *_, **settings: asked.append((messages, settings))
+    )
+    asking.ask(assistant, scene, "How much?", preset="chartqa")
+    (messages, settings) = asked[0]
+    assert messages[0]["content"][-1]["text"] == "How much? /no_think"
+    assert settings == {"preset": "chartqa"}
+    asking.ask(assistant, scene, "How much?", preset="fast")
+    assert asked[1][0][0]["content"][-1]["text"] == "How much?"
+
+
+@pytest.mark.parametrize("choices", [["red", "green", "blue"], ["purple"], ["a red circle", "star"]])
+def test_only_choices_are_answered(choices, assistant, scene):
+    assert asking.ask(assistant, scene, "What colour is the star?", choices=choices).text in choices
+
+
+def test_the_right_choice_is_made_and_rated_highest(assistant, scene):
+    colours = list(scenes.COLOURS)
+    assert asking.ask(assistant, scene, "What colour is the star?", choices=colours).text == "yellow"
+    rated = asking.score(assistant, scene, "What colour is the star?", colours)
+    assert rated[0].text == "yellow"
+    assert sorted(item.text for item in rated) == sorted(colours)
+    assert sum(item.share for item in rated) == pytest.approx(1)
+    assert rated == asking.score(assistant, scene, "What colour is the star?", colours)
+
+
+def test_empty_choices_are_refused(assistant, scene):
+    with pytest.raises(ValueError, match="choices is empty; give at least one answer"):
+        asking.ask(assistant, scene, QUESTION, choices=[])
+    with pytest.raises(ValueError, match="choice 1 has no tokens"):
+        asking.ask(assistant, scene, QUESTION, choices=["red", ""])
+
+
+def test_holes_are_filled_with_what_is_in_the_picture(assistant, scene):
+    drafts, recorder = [], asking.record(assistant, template := CAPTION.replace(" yellow", " [MASK:1]", 1))
+    filled = asking.fill(assistant, scene, QUESTION, template, drafts.append, recorder)
+    assert (filled.text, filled.tokens, filled.finish_reason) == (CAPTION, 1, "filled")
+    assert [draft.text for draft in drafts] == [CAPTION]
+    recording = asking.film(recorder, scene, QUESTION, filled)
+    assert (recording.answer, recording.steps) == (CAPTION, 1)
+    several = CAPTION.replace("an orange triangle", "an [MASK:2]").replace("bottom right", "[MASK:2]")
+    assert asking.fill(assistant, scene, QUESTION, several, drafts.append).text == CAPTION
+    assert drafts[1].text.count("░░") == 3
+
+
+def test_a_recording_ends_with_the_answer(assistant, scene, tmp_path):
+    recorder = asking.record(assistant)
+    answer = asking.ask(assistant, scene, QUESTION, None, recorder, threshold=0.9)
+    film = asking.film(recorder, scene, QUESTION, answer)
+    assert (film.answer, film.steps, film.question) == (CAPTION, answer.denoising_steps, QUESTION)
+    film.save_gif(tmp_path / "a.gif")
+    film.save_html(tmp_path / "a.html")
+    assert Image.open(tmp_path / "a.gif").n_frames == answer.denoising_steps + 2
+
+
+def test_a_picture_that_cannot_be_read_is_refused_before_anything_else():
+    with pytest.raises(
+        ValueError, match=r"the picture \(gone.png\) cannot be read as a picture: there is no such file"
+    ):
+        asking.read_picture("gone.png")
 
 
 def test_other_models_are_refused(tmp_path):

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from transformers_lladav import scenes
+from transformers_lladav import cli, scenes
 
 
 def lladav(*arguments, timeout=180):
@@ -27,8 +28,12 @@ def picture(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["ask", "demo", "eval", "train"]),
-        (["ask", "--help"], ["PICTURE", "QUESTION", "--model", "--json", "--block-length"]),
+        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train"]),
+        (
+            ["ask", "--help"],
+            ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],
+        ),
+        (["chat", "--help"], ["PICTURE", "--model", "--preset"]),
         (["eval", "--help"], ["--split", "--questions", "--output"]),
         (["train", "tiny", "--help"], ["--run", "--set", "--output"]),
     ],
@@ -54,7 +59,127 @@ def test_ask_json_is_one_object(picture):
     assert record["question"] == "How many shapes are there?"
     assert set(record) == {
         "picture", "question", "model", "text", "tokens", "denoising_steps", "tokens_per_forward", "stopped",
+        "finish_reason",
     }  # fmt: skip
+
+
+class Run:
+    """What a command printed and how it ended."""
+
+    def __init__(self, returncode, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = returncode, stdout, stderr
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a command in this process, which spares the start."""
+
+    def run(*arguments, typed=""):
+        monkeypatch.setattr("sys.argv", ["lladav", *map(str, arguments)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Run(ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_watch_prints_every_step_where_there_is_no_terminal(here, picture):
+    run = here("ask", picture, "How many shapes are there?", "--watch", "--block-length", 8, "--max-new-tokens", 8)
+    *drafts, last, figures = run.stdout.splitlines()
+    assert len(drafts) == int(figures.split()[0])
+    assert drafts[-1] == last in scenes.NUMBER_WORDS
+    assert "░░" in drafts[0]
+
+
+def test_gif_and_page_are_saved(here, picture, tmp_path):
+    files = tmp_path / "new" / "a.gif", tmp_path / "a.html"
+    run = here("ask", picture, "Describe the picture.", "--threshold", 0.9, "--gif", files[0], "--html", files[1])
+    assert run.returncode == 0
+    assert Image.open(files[0]).format == "GIF"
+    assert run.stdout.splitlines()[0].split()[0] in files[1].read_text()
+    saved = "".join(run.stderr.split())
+    assert all(f"Saved{path}" in saved for path in files)
+
+
+def test_choices_holes_and_scores(here, picture):
+    assert here("ask", picture, "Which shape?", "--choices", "moon, star,").stdout.splitlines()[0] in ("moon", "star")
+    run = here("ask", picture, "Describe the picture.", "--fill", "a [MASK:1] star", "--json")
+    record = json.loads(run.stdout)
+    assert (record["tokens"], record["finish_reason"]) == (1, "filled")
+    assert record["text"].startswith("a ")
+    assert record["text"].endswith(" star")
+    words = [option for word in scenes.NUMBER_WORDS for option in ("--answer", word)]
+    rated = json.loads(here("score", picture, "How many shapes are there?", *words, "--json").stdout)
+    answer = here("ask", picture, "How many shapes are there?").stdout.splitlines()[0]
+    assert rated[0]["text"] == answer
+    assert [item["text"] in here("score", picture, "How many?", *words).stdout for item in rated] == [True] * 3
+
+
+def test_presets_are_listed(here):
+    listed = json.loads(here("presets", "--json").stdout)
+    assert listed["docvqa"]["settings"] == {"max_new_tokens": 32, "block_length": 32, "max_denoising_steps": 16}
+    assert listed["docvqa"]["tag"] == "/no_think"
+    shown = here("presets").stdout
+    assert all(name in shown for name in listed)
+
+
+def test_a_preset_and_sampling_options_reach_the_loop(here, picture):
+    run = here("ask", picture, "How many shapes are there?", "--preset", "mmmu", "--json")
+    assert json.loads(run.stdout)["denoising_steps"] <= 2
+    sampled = [
+        here(
+            "ask", picture, "Describe the picture.", "--temperature", 8, "--top-k", 20, "--seed", seed, "--json"
+        ).stdout
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_chat_answers_line_by_line_and_survives_mistakes(here, picture, tmp_path):
+    typed = f"How many shapes are there?\n/nope\n\n/save {tmp_path / 'talk.json'}\n/undo\n/help\n/quit\nnever read\n"
+    run = here("chat", picture, typed=typed)
+    assert run.returncode == 0
+    assert run.stdout.strip() in scenes.NUMBER_WORDS
+    assert "/nope is not a command" in run.stderr
+    assert "Taken back." in run.stderr
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert saved[0]["content"][0] == {"type": "image", "image": str(picture)}
+    assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in scenes.NUMBER_WORDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--choices", " , "], "--choices ' , ' names no answer; give some with commas between"),
+        (["--choices", "a", "--fill", "[MASK:1]"], "--choices and --fill were both given"),
+        (["--watch", "--json"], "--watch and --json were both given"),
+        (["--gif", "a.png"], "a.png does not end in .gif"),
+        (["--html", "a.txt"], "a.txt does not end in .html or .htm"),
+        (["--preset", "docvq"], "preset='docvq' is not known; choose one of docvqa"),
+        (["--threshold", "1.5"], "threshold=1.5 must be a number from 0 to 1"),
+        (["--threshold", "0.5", "--factor", "1"], "threshold and factor are different rules"),
+        (["--top-p", "0.5"], "top_p=0.5 needs temperature > 0"),
+        (["--fill", "no hole"], "no hole"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, message, here, picture):
+    run = here("ask", picture, "What?", *arguments)
+    assert run.returncode == 2
+    assert message in " ".join(run.stderr.split())
+
+
+def test_a_wrong_path_is_found_before_the_model_is_loaded(here, monkeypatch):
+    monkeypatch.setattr("transformers_lladav.asking.load", lambda *_: pytest.fail("the model was loaded"))
+    for command in (
+        ["ask", "gone.png", "What?"],
+        ["chat", "gone.png"],
+        ["score", "gone.png", "What?", "--answer", "a"],
+    ):
+        run = here(*command)
+        assert run.returncode == 2
+        assert "there is no such file" in " ".join(run.stderr.split())
 
 
 def test_bad_input_is_one_line_and_exit_code_2(picture, tmp_path):

@@ -191,7 +191,7 @@ def test_equal_entropies_are_taken_from_the_left():
 
 
 def test_an_entropy_bound_needs_entropies():
-    with pytest.raises(ValueError, match="^an entropy bound needs the entropies of the offer$"):
+    with pytest.raises(ValueError, match=r"^an entropy bound needs the entropies of the offer$"):
         EntropyBound(1.0).select(offer([0.5]))
     assert [rule.needs_entropy for rule in EVERY_RULE] == [False, False, False, True]
 
@@ -217,9 +217,7 @@ def reference(rule, confidence, competing, entropy, planned, needed):
     if isinstance(rule, ConfidenceThreshold):
         return {index for index in rivals if confidence[index] >= rule.threshold} | set(surest[:needed])
     if isinstance(rule, ConfidenceFactor):
-        fits = [
-            n for n in range(1, len(surest) + 1) if (n + 1) * (1 - confidence[surest[n - 1]]) < rule.factor
-        ]
+        fits = [n for n in range(1, len(surest) + 1) if (n + 1) * (1 - confidence[surest[n - 1]]) < rule.factor]
         return set(surest[: max([*fits, needed])])
     clearest = sorted(rivals, key=lambda index: entropy[index])
     count = 0

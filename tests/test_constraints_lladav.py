@@ -74,7 +74,7 @@ def allowing(table):
 def test_only_allowed_tokens_keep_their_logits():
     assert forbidden(allowing({0: [1, 3], 2: [0]}), [MASK] * 3, 4) == [{0, 2}, set(), {1, 2, 3}]
     assert forbidden(allowing({1: torch.tensor([2])}), [5, MASK], 4) == [{0, 1, 3}]
-    assert forbidden(allowing({1: range(4), 0: {2, 2}}), [MASK, MASK], 4) == [{0, 1, 3}, set()]
+    assert forbidden(allowing({1: range(4), 0: {2}}), [MASK, MASK], 4) == [{0, 1, 3}, set()]
 
 
 def test_the_function_sees_row_position_and_answer():
@@ -191,9 +191,7 @@ def test_a_canvas_too_short_for_the_choices_is_refused():
 def repeats(answer, size, position=None):
     """Whether an n-gram without masks occurs twice; only those over a position, if one is given."""
     grams = [tuple(answer[start : start + size]) for start in range(len(answer) - size + 1)]
-    over = [
-        gram for start, gram in enumerate(grams) if position is None or start <= position < start + size
-    ]
+    over = [gram for start, gram in enumerate(grams) if position is None or start <= position < start + size]
     return any(MASK not in gram and grams.count(gram) > 1 for gram in over)
 
 
@@ -253,7 +251,7 @@ def test_no_ngram_is_written_twice_in_any_order_and_the_loop_moves_on(size, canv
         positions = masks_of(answer)
         banned = forbidden(constraints[0], answer, vocabulary)
         if any(len(tokens) == vocabulary for tokens in banned):
-            with pytest.raises(ValueError, match="^the constraints leave no token for position"):
+            with pytest.raises(ValueError, match=r"^the constraints leave no token for position"):
                 everywhere(constraints, answer, vocabulary)
             break
         candidates = [random.choice(sorted(set(range(vocabulary)) - tokens)) for tokens in banned]

@@ -1,6 +1,7 @@
 """The loop with everything that is opt-in: commit rules in mixed batches, constraints, early ends, holes."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_five_mixed_samples_give_the_answers_of_each_alone_under_every_rule(name
         assert together.answers[index].tolist() == single.answers[0].tolist()
         assert int(together.denoising_steps[index]) == int(single.denoising_steps[0])
         assert together.finish_reasons[index] == single.finish_reasons[0]
-        assert together.scores[index].tolist() == pytest.approx(single.scores[0].tolist(), rel=1e-4, abs=1e-5, nan_ok=True)
+        scores = pytest.approx(single.scores[0].tolist(), rel=1e-4, abs=1e-5, nan_ok=True)
+        assert together.scores[index].tolist() == scores
     if name in ADAPTIVE and guidance == 1.0:
         assert len(set(together.denoising_steps.tolist())) > 1, "the rule treats all samples alike: choose another"
         assert together.denoising_steps.min() < 8
@@ -352,11 +354,11 @@ def test_a_function_sees_row_position_and_answer_so_far(small):
 
 def test_no_ngram_is_written_twice_even_all_at_once(small):
     free = run(small, max_new_tokens=48, max_denoising_steps=1).answers[0].tolist()
-    pairs = list(zip(free, free[1:], strict=False))
+    pairs = list(pairwise(free))
     assert len(pairs) > len(set(pairs)), "the unconstrained answer repeats nothing: choose another model"
     held = run(small, max_new_tokens=48, max_denoising_steps=1, no_repeat_ngram_size=2)
     tokens = held.answers[0].tolist()
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(pairwise(tokens))
     assert len(pairs) == len(set(pairs)) == 47
     assert held.denoising_steps.item() > 1
 

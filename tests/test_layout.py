@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "canvas_lladav": set(),
     "presets_lladav": set(),
     "generation_configuration_lladav": {"commit_rules_lladav", "sampling_lladav"},
+    "chat_text_lladav": set(),
     "checkpoint_keys_lladav": set(),
     "features_lladav": {"tiling_lladav"},
     "image_processing_lladav": {"tiling_lladav"},
-    "processing_lladav": {"image_processing_lladav", "tiling_lladav"},
+    "processing_lladav": {"chat_text_lladav", "image_processing_lladav", "tiling_lladav"},
     "denoising_lladav": {
         "commit_rules_lladav",
         "constraints_lladav",
@@ -70,15 +71,34 @@ MAY_IMPORT = {
     "tiny": SHIPPED | {"recipes", "scenes"},
     "train_tiny": {"evaluation", "files", "publishing", "recipes", "tiny"},
     "registration": set(),
-    "asking": {"__init__", "denoising_lladav"},
+    "asking": {
+        "__init__",
+        "constraints_lladav",
+        "denoising_lladav",
+        "image_processing_lladav",
+        "presets_lladav",
+        "recording",
+        "streaming",
+    },
+    "chatting": {"asking", "files", "streaming"},
     "streaming": set(),
     "recording": {"denoising_lladav", "files", "recording_film", "recording_page", "streaming"},
     "recording_film": {"streaming"},
     "recording_page": set(),
     "demo": {"asking", "scenes"},
-    "cli": {"asking", "demo", "evaluation", "recipes", "scenes", "train_tiny"},
+    "cli": {
+        "asking",
+        "chatting",
+        "demo",
+        "evaluation",
+        "presets_lladav",
+        "recipes",
+        "scenes",
+        "streaming",
+        "train_tiny",
+    },
     "__main__": {"cli"},
-    "__init__": SHIPPED | {"registration"},
+    "__init__": SHIPPED | {"recording", "registration", "streaming"},
 }
 # Modules whose tests stand with those of what they are a part of.
 TESTED_WITH = {
@@ -88,7 +108,7 @@ TESTED_WITH = {
     "recording_film": "recording",
     "recording_page": "recording",
 }
-SHIPPED_THIRD_PARTY = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub"}
 STANDARD_LIBRARY_IN_SHIPPED = {
     "collections", "copy", "dataclasses", "difflib", "functools", "inspect", "json", "math", "os", "re", "typing",
 }  # fmt: skip

@@ -1,110 +1,48 @@
-"""The pieces of a step: how many to commit, which ones, what is predicted, and where an answer stops."""
+"""What a step predicts: candidates, confidences, entropies, and where randomness comes from."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from transformers_lladav.sampling_lladav import (
+    REMASKING,
     OfficialDraws,
     SampleDraws,
-    commits_per_step,
-    leftmost_match,
-    most_confident,
+    SamplingSettings,
     predict,
-    sequence_stop,
-    token_stop,
+    sample_generators,
 )
 
 NO_DRAWS = SampleDraws([])
-CANVAS = st.lists(st.integers(0, 3), min_size=1, max_size=12)
-SEQUENCE = st.lists(st.integers(0, 3), min_size=1, max_size=3)
-
-
-@pytest.mark.parametrize(
-    ("masked", "steps", "expected"),
-    [
-        (8, 8, [1] * 8),
-        (8, 4, [2] * 4),
-        (24, 10, [3, 3, 3, 3, 2, 2, 2, 2, 2, 2]),
-        (10, 3, [4, 3, 3]),
-        (8, 1, [8]),
-        (1, 1, [1]),
-    ],
-)
-def test_commits_are_spread_evenly_and_the_first_steps_take_the_rest(masked, steps, expected):
-    assert commits_per_step(masked, steps) == expected
-
-
-@given(st.integers(1, 500), st.integers(1, 500))
-def test_commits_sum_to_the_masks_and_never_grow(masked, steps):
-    counts = commits_per_step(masked, steps)
-    assert len(counts) == steps
-    assert sum(counts) == masked
-    assert max(counts) - min(counts) <= 1
-    assert counts == sorted(counts, reverse=True)
 
 
 def mask_of(*rows):
     return torch.tensor([[int(mark) for mark in row] for row in rows]).bool()
 
 
-def test_the_most_confident_competing_positions_are_chosen():
-    confidence = torch.tensor([[0.9, 0.1, 0.8, 0.5], [0.9, 0.1, 0.8, 0.5]])
-    chosen = most_confident(confidence, mask_of("0111", "1111"), 2)
-    assert chosen.tolist() == mask_of("0011", "1010").tolist()
+def guess(logits, rows, draws=NO_DRAWS, **settings):
+    return predict(torch.tensor(logits), rows, SamplingSettings(**settings), draws)
 
 
-def test_where_fewer_compete_only_those_are_chosen():
-    confidence = torch.tensor([[0.9, 0.1, 0.8, 0.5], [0.9, 0.1, 0.8, 0.5]])
-    assert most_confident(confidence, mask_of("0100", "0000"), 3).tolist() == mask_of("0100", "0000").tolist()
-    assert most_confident(confidence, mask_of("1111", "1111"), 9).all()
-
-
-def test_ties_still_give_exactly_the_number_asked_for():
-    confidence = torch.ones(2, 6, dtype=torch.float64)
-    chosen = most_confident(confidence, mask_of("111111", "011110"), 3)
-    assert chosen.sum(dim=1).tolist() == [3, 3]
-    assert not (chosen & ~mask_of("111111", "011110")).any()
-
-
-def test_a_confidence_of_zero_beats_a_position_that_does_not_compete():
-    chosen = most_confident(torch.tensor([[0.0, 0.9, 0.0]]), mask_of("101"), 2)
-    assert chosen.tolist() == mask_of("101").tolist()
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=20), st.integers(0, 25))
-def test_chosen_positions_compete_are_counted_and_beat_the_others(positions, count):
-    confidence = torch.tensor([[value for value, _ in positions]], dtype=torch.float64)
-    competing = torch.tensor([[flag for _, flag in positions]])
-    chosen = most_confident(confidence, competing, count)
-    assert not (chosen & ~competing).any()
-    assert int(chosen.sum()) == min(count, int(competing.sum()))
-    left = competing & ~chosen
-    if chosen.any() and left.any():
-        assert confidence[chosen].min() >= confidence[left].max()
-
-
-def guess(logits, rows, suppressed=(), temperature=0.0, remasking="low_confidence", draws=NO_DRAWS):
-    suppressed = torch.tensor(suppressed, dtype=torch.long)
-    return predict(torch.tensor(logits), rows, suppressed, temperature, remasking, draws)
+def logs(*rows):
+    """Logits of given weights; none for a weight of 0."""
+    return [[math.log(weight) if weight else -math.inf for weight in row] for row in rows]
 
 
 def test_the_candidate_is_the_likeliest_token_and_its_confidence_the_probability():
     # Probabilities 1/6, 2/6, 3/6, and 4/8, 3/8, 1/8.
-    logits = [[math.log(part) for part in row] for row in ((1, 2, 3), (4, 3, 1))]
-    got = guess(logits, mask_of("010", "001"))
+    got = guess(logs((1, 2, 3), (4, 3, 1)), mask_of("010", "001"))
     assert got.tokens.tolist() == [[0, 2, 0], [0, 0, 0]]
     assert got.confidence[0, 1].item() == pytest.approx(0.5, rel=1e-6)
     assert got.confidence[1, 2].item() == pytest.approx(0.5, rel=1e-6)
     assert got.confidence.dtype == torch.float64
 
 
-def test_suppressed_tokens_are_never_candidates_and_take_no_probability():
-    logits = [[math.log(part) for part in (6, 1, 3)]]
-    got = guess(logits, mask_of("1"), suppressed=[0])
+def test_unwritable_tokens_are_never_candidates_and_take_no_probability():
+    got = guess(logs((0, 1, 3)), mask_of("1"))
     assert got.tokens.item() == 2
     assert got.confidence.item() == pytest.approx(0.75, rel=1e-6)
 
@@ -137,7 +75,7 @@ def test_a_temperature_divides_by_powers_of_minus_log_u():
     logits = [[math.log(2.0), 0.0]]
     for noise, winner in ((0.26, 0), (0.24, 1)):
         draws = FixedDraws(tokens=[[math.exp(-1.0), math.exp(-noise)]])
-        got = guess(logits, mask_of("1"), temperature=0.5, draws=draws)
+        got = guess(logits, mask_of("1"), draws, temperature=0.5)
         assert got.tokens.item() == winner
         # The confidence is that of the logits without noise.
         assert got.confidence.item() == pytest.approx((2 / 3, 1 / 3)[winner], rel=1e-6)
@@ -146,7 +84,7 @@ def test_a_temperature_divides_by_powers_of_minus_log_u():
 
 def test_random_remasking_ranks_by_the_draws_and_keeps_the_likeliest_token():
     draws = FixedDraws(positions=[[0.3, 0.7]])
-    got = guess([[0.0, 1.0]], mask_of("01"), remasking="random", draws=draws)
+    got = guess([[0.0, 1.0]], mask_of("01"), draws, remasking="random")
     assert got.tokens.tolist() == [[0, 1]]
     assert got.confidence[0].tolist() == pytest.approx([0.3, 0.7])
     assert draws.asked == [("positions", (1, 2))]
@@ -154,17 +92,161 @@ def test_random_remasking_ranks_by_the_draws_and_keeps_the_likeliest_token():
 
 def test_both_kinds_of_draws_are_asked_for_tokens_first():
     draws = FixedDraws(tokens=[[0.5, 0.5]], positions=[[0.3, 0.7]])
-    guess([[0.0, 1.0]], mask_of("01"), temperature=1.0, remasking="random", draws=draws)
+    guess([[0.0, 1.0]], mask_of("01"), draws, temperature=1.0, remasking="random")
     assert [kind for kind, *_ in draws.asked] == ["tokens", "positions"]
 
 
-def test_gumbel_max_at_temperature_one_samples_the_distribution():
-    logits = torch.tensor([math.log(part) for part in (1.0, 2.0, 5.0)]).repeat(8000, 1)
+def shares_of(weights, **settings):
+    """How often each of some weighted tokens is sampled in 8000 draws."""
     draws = SampleDraws([torch.Generator().manual_seed(0)])
-    rows = torch.ones(1, 8000, dtype=torch.bool)
-    got = predict(logits, rows, torch.tensor([], dtype=torch.long), 1.0, "low_confidence", draws)
-    shares = got.tokens[0].bincount(minlength=3) / 8000
-    assert shares.tolist() == pytest.approx([0.125, 0.25, 0.625], abs=0.02)
+    got = guess(logs(weights) * 8000, torch.ones(1, 8000, dtype=torch.bool), draws, **settings)
+    return (got.tokens[0].bincount(minlength=len(weights)) / 8000).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [1 / 16, 2 / 16, 5 / 16, 8 / 16]),
+        # p to the power of 1 / T: 1, 4, 25, 64.
+        ({"temperature": 0.5}, [1 / 94, 4 / 94, 25 / 94, 64 / 94]),
+        ({"temperature": 1.0, "top_k": 3}, [0, 2 / 15, 5 / 15, 8 / 15]),
+        ({"temperature": 1.0, "top_k": 9}, [1 / 16, 2 / 16, 5 / 16, 8 / 16]),
+        ({"temperature": 1.0, "top_k": 1}, [0, 0, 0, 1]),
+        # 8/16 + 5/16 = 0.8125; with the power of 1 / T 64/94 = 0.68 and 89/94 = 0.947.
+        ({"temperature": 1.0, "top_p": 0.8}, [0, 0, 5 / 13, 8 / 13]),
+        ({"temperature": 1.0, "top_p": 0.82}, [0, 2 / 15, 5 / 15, 8 / 15]),
+        ({"temperature": 0.5, "top_p": 0.68}, [0, 0, 0, 1]),
+        ({"temperature": 0.5, "top_p": 0.95}, [0, 4 / 93, 25 / 93, 64 / 93]),
+        ({"temperature": 1.0, "top_p": 1.0}, [1 / 16, 2 / 16, 5 / 16, 8 / 16]),
+        ({"temperature": 1.0, "top_p": 0.0001}, [0, 0, 0, 1]),
+        # top_p counts what top_k left: 8/15 + 5/15 = 0.867.
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.86}, [0, 0, 5 / 13, 8 / 13]),
+    ],
+    ids=str,
+)
+def test_gumbel_max_samples_the_distribution(settings, expected):
+    shares = shares_of((1, 2, 5, 8), **settings)
+    assert shares == pytest.approx(expected, abs=0.02)
+    assert [share == 0 for share in shares] == [share == 0 for share in expected]
+
+
+def test_unwritable_tokens_are_never_sampled():
+    assert shares_of((0, 1, 3, 0), temperature=1.0) == pytest.approx([0, 0.25, 0.75, 0], abs=0.02)
+    assert shares_of((0, 1, 3, 0), temperature=1.0, top_k=4)[::3] == [0, 0]
+    assert shares_of((0, 1, 3, 0), temperature=1.0, top_p=1.0)[::3] == [0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.001, 1.0, 1000.0])
+@pytest.mark.parametrize("offset", [-5000.0, 0.0, 5000.0])
+def test_sampling_stays_in_the_range_of_numbers(temperature, offset):
+    """Processors and guidance can lift logits beyond what exp can hold, and powers of -ln u leave it too."""
+    logits = [[-math.inf, offset, -math.inf, offset + temperature * math.log(3.0)]] * 4000
+    draws = SampleDraws([torch.Generator().manual_seed(0)])
+    got = guess(logits, torch.ones(1, 4000, dtype=torch.bool), draws, temperature=temperature)
+    shares = got.tokens[0].bincount(minlength=4) / 4000
+    # Logits are float32 here: near 5000 they are known to 1/4096, which at the lowest temperature is a factor 1.3.
+    assert shares.tolist() == pytest.approx([0, 0.25, 0, 0.75], abs=0.08)
+
+
+# Distinct logits: what happens to equal ones at the border of a nucleus is left to the sort.
+LOGITS = st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True).map(
+    lambda values: [value / 10 for value in values]
+)
+
+
+def reachable(logits, **settings):
+    """Tokens that win when the noise favours them, and only them, as much as it can."""
+    count = len(logits)
+    uniforms = torch.full((count, count), 1e-300, dtype=torch.float64).fill_diagonal_(1 - 1e-15)
+    rows = torch.ones(1, count, dtype=torch.bool)
+    got = guess([logits] * count, rows, FixedDraws(tokens=uniforms.tolist()), **settings)
+    return {token for token in range(count) if got.tokens[0, token] == token}
+
+
+@given(LOGITS, st.one_of(st.none(), st.integers(1, 9)), st.one_of(st.none(), st.floats(0.01, 1)), st.data())
+def test_the_tokens_sampled_among_are_those_of_a_plain_count(logits, top_k, top_p, data):
+    temperature = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
+    banned = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
+    ranked = sorted(set(range(len(logits))) - banned, key=lambda token: -logits[token])[:top_k]
+    weights = [math.exp(logits[token] / temperature) for token in ranked]
+    kept, total = [], 0.0
+    for token, weight in zip(ranked, weights, strict=True):
+        if top_p is None or total < top_p * sum(weights):
+            kept.append(token)
+        total += weight
+        assume(top_p is None or abs(total / sum(weights) - top_p) > 1e-6)
+    given_logits = [-math.inf if token in banned else value for token, value in enumerate(logits)]
+    assert reachable(given_logits, temperature=temperature, top_k=top_k, top_p=top_p) == set(kept)
+
+
+def test_tokens_as_likely_as_the_last_of_the_top_k_stay():
+    """As in transformers; the candidate that sampling takes is one of them."""
+    assert reachable([1.0, 0.0, 1.0, 1.0], temperature=1.0, top_k=2) == {0, 2, 3}
+
+
+def test_a_sampled_candidate_leaves_the_likeliest_and_its_probability_is_of_all_tokens():
+    draws = FixedDraws(tokens=[[1 - 1e-15, 1e-300, 1e-300]])
+    got = guess(logs((2, 5, 1)), mask_of("1"), draws, temperature=1.0, top_k=2)
+    assert (got.tokens.item(), got.likeliest.item()) == (0, 1)
+    assert got.confidence.item() == pytest.approx(2 / 8)
+    plain = guess(logs((2, 5, 1)), mask_of("1"))
+    assert (plain.tokens.item(), plain.likeliest.item()) == (1, 1)
+
+
+def test_a_margin_is_the_gap_between_the_two_likeliest_tokens():
+    got = guess(logs((1, 5, 2), (4, 0, 4), (0, 0, 7)), mask_of("1101"), remasking="margin")
+    assert got.confidence[0].tolist() == pytest.approx([3 / 8, 0, 0, 1])
+    assert got.confidence[0, 2] == 0
+    # Whatever is sampled, the gap is that of the distribution.
+    draws = FixedDraws(tokens=[[1 - 1e-15, 1e-300, 1e-300]])
+    assert guess(logs((1, 5, 2)), mask_of("1"), draws, temperature=1.0, remasking="margin").confidence.item() == (
+        pytest.approx(3 / 8)
+    )
+
+
+def test_entropies_are_those_of_uniform_choices():
+    got = guess(logs((1, 1, 1, 1), (3, 0, 3, 0), (0, 0, 2, 0)), mask_of("1011"), needs_entropy=True)
+    assert got.entropy[0].tolist() == pytest.approx([math.log(4), 0, math.log(2), 0], abs=1e-12)
+    rated = guess(logs((1, 1, 1, 1), (3, 0, 3, 0), (0, 0, 2, 0)), mask_of("1011"), remasking="entropy")
+    assert rated.confidence[0].tolist() == pytest.approx([-math.log(4), 0, -math.log(2), 0], abs=1e-12)
+    assert rated.entropy is None
+
+
+def test_a_temperature_changes_the_entropy_that_is_offered_but_no_confidence():
+    """At temperature 1/2 weights 1 and 2 are 1 and 4; top_k does not count."""
+    draws = FixedDraws(tokens=[[1e-300, 1 - 1e-15]])
+    settings = {"temperature": 0.5, "top_k": 1, "needs_entropy": True}
+    got = guess(logs((1, 2)), mask_of("1"), draws, **settings)
+    assert got.entropy.item() == pytest.approx(math.log(5) - 0.8 * math.log(4))
+    assert got.confidence.item() == pytest.approx(2 / 3)
+    got = guess(logs((1, 2)), mask_of("1"), draws, **settings, remasking="entropy")
+    assert got.confidence.item() == pytest.approx(-(math.log(3) - 2 / 3 * math.log(2)))
+
+
+@pytest.mark.parametrize("remasking", [name for name in REMASKING if name != "random"])
+def test_nothing_is_drawn_where_nothing_is_random(remasking):
+    draws = FixedDraws()
+    guess([[0.0, 1.0]], mask_of("01"), draws, remasking=remasking, needs_entropy=True)
+    assert draws.asked == []
+
+
+def test_equal_logits_give_the_first_token():
+    assert guess([[1.0, 2.0, 2.0]], mask_of("1")).tokens.item() == 1
+
+
+def test_where_nothing_is_masked_nothing_is_predicted():
+    got = predict(torch.zeros(0, 5), mask_of("00", "00"), SamplingSettings(needs_entropy=True), NO_DRAWS)
+    for values in (got.tokens, got.likeliest, got.confidence, got.entropy):
+        assert values.tolist() == [[0, 0], [0, 0]]
+
+
+def test_confidences_do_not_depend_on_the_precision_of_the_head():
+    logits = torch.tensor([[24.0, 0.0, -3.0]])
+    rough, fine = (
+        predict(logits.to(dtype), mask_of("1"), SamplingSettings(), NO_DRAWS)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert rough.confidence.item() == fine.confidence.item() < 1.0
 
 
 def test_no_sample_depends_on_its_neighbours_draws():
@@ -190,59 +272,36 @@ def test_official_draws_cover_the_whole_sequence_and_vocabulary():
     assert torch.equal(positions, torch.rand(1, 9, generator=same)[:, 3:7])
 
 
-def test_the_leftmost_stop_token_counts():
-    answer = torch.tensor([[5, 7, 6, 7], [5, 5, 5, 5], [6, 0, 0, 7]])
-    assert token_stop(answer, torch.tensor([7, 6])).tolist() == [1, 4, 0]
-    assert token_stop(answer, torch.tensor([7])).tolist() == [1, 4, 3]
-    assert token_stop(answer, torch.tensor([], dtype=torch.long)).tolist() == [4, 4, 4]
+def test_positions_are_drawn_for_what_is_masked_and_for_nothing_else():
+    rows = mask_of("0110", "0000", "1001")
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    got = SampleDraws(generators).positions(rows)
+    for index, seed in enumerate((1, 2, 3)):
+        fresh = torch.rand(int(rows[index].sum()), generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(got[index][rows[index]], fresh)
+    assert (got[~rows] == 0).all()
 
 
-def find(answer, stop):
-    """Where a list starts in another, or the length of the other."""
-    starts = [start for start in range(len(answer) - len(stop) + 1) if answer[start : start + len(stop)] == stop]
-    return starts[0] if starts else len(answer)
+def test_generators_are_seeded_in_order_from_one():
+    first, second = (sample_generators(torch.Generator().manual_seed(5), 3, torch.device("cpu")) for _ in range(2))
+    seeds = torch.randint(2**63 - 1, (3,), generator=torch.Generator().manual_seed(5)).tolist()
+    assert [item.initial_seed() for item in first] == [item.initial_seed() for item in second] == seeds
+    # More samples leave the seeds of the first ones as they are.
+    more = sample_generators(torch.Generator().manual_seed(5), 4, torch.device("cpu"))
+    assert [item.initial_seed() for item in more[:3]] == seeds
 
 
-@given(CANVAS, SEQUENCE)
-def test_a_match_is_the_first_place_where_all_tokens_agree(answer, stop):
-    assert leftmost_match(torch.tensor([answer]), torch.tensor(stop)).item() == find(answer, stop)
+def test_without_a_generator_the_global_one_seeds():
+    torch.manual_seed(11)
+    first = sample_generators(None, 2, torch.device("cpu"))
+    torch.manual_seed(11)
+    assert [item.initial_seed() for item in sample_generators(None, 2, torch.device("cpu"))] == [
+        item.initial_seed() for item in first
+    ]
 
 
-def test_a_stop_longer_than_the_canvas_is_never_found():
-    assert leftmost_match(torch.tensor([[1, 2]]), torch.tensor([1, 2, 3])).tolist() == [2]
-
-
-def stops(*sequences):
-    return [torch.tensor(sequence) for sequence in sequences]
-
-
-def test_the_first_sequence_of_the_list_counts_not_the_leftmost():
-    answer, nothing = torch.tensor([[1, 2, 3, 4]]), torch.tensor([4])
-    assert sequence_stop(answer, stops([3], [1, 2]), nothing).tolist() == [2]
-    assert sequence_stop(answer, stops([1, 2], [3]), nothing).tolist() == [0]
-
-
-def test_once_a_stop_was_found_only_the_first_sequence_moves_it():
-    answer, found = torch.tensor([[1, 2, 3, 4]]), torch.tensor([3])
-    assert sequence_stop(answer, stops([9], [2]), found).tolist() == [3]
-    assert sequence_stop(answer, stops([2], [9]), found).tolist() == [1]
-    assert sequence_stop(answer, stops([9], [9]), found).tolist() == [3]
-    assert sequence_stop(answer, [], found).tolist() == [3]
-
-
-def test_rows_of_a_batch_stop_on_their_own():
-    answer = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 0, 0]])
-    assert sequence_stop(answer, stops([2], [3]), torch.tensor([4, 1, 4])).tolist() == [1, 2, 4]
-
-
-@given(CANVAS, st.lists(SEQUENCE, max_size=3), st.data())
-def test_stops_follow_the_official_rule_step_by_step(answer, sequences, data):
-    canvas = len(answer)
-    found = data.draw(st.integers(0, canvas))
-    expected, seen = found, found < canvas
-    for index, sequence in enumerate(sequences):
-        where = find(answer, sequence)
-        if where < canvas and (not seen or index == 0):
-            expected, seen = where, True
-    got = sequence_stop(torch.tensor([answer]), stops(*sequences), torch.tensor([found]))
-    assert got.tolist() == [expected]
+def test_generators_that_are_given_are_used_and_counted():
+    given_ones = [torch.Generator(), torch.Generator()]
+    assert sample_generators(given_ones, 2, torch.device("cpu")) is given_ones
+    with pytest.raises(ValueError, match=r"^generator has 2 entries for a batch of 3; pass one per sample$"):
+        sample_generators(given_ones, 3, torch.device("cpu"))

@@ -25,13 +25,13 @@ def _lengths(tokens: int, steps: int) -> dict[str, Any]:
 
 
 _RULES = ("threshold", "factor", "entropy_bound", "sampler_config", "stability_threshold", "confidence_threshold")
-_ONE_WORD = Preset(_lengths(2, 2), "one word or letter, as in the paper", "/no_think")
-_DOCUMENT = Preset(_lengths(32, 16), "a short answer from a document, as in the paper", "/no_think")
+_ONE_WORD = Preset(_lengths(2, 2), "one word or letter", "/no_think")
+_DOCUMENT = Preset(_lengths(32, 16), "a short answer from a document", "/no_think")
 
 PRESETS = {
-    "exact": Preset(dict.fromkeys(_RULES), "the official loop, token for token; the default"),
-    "balanced": Preset({"threshold": 0.9}, "write every token the model is 90 % sure of"),
-    "fast": Preset({"threshold": 0.7}, "write every token the model is 70 % sure of; costs some accuracy"),
+    "exact": Preset(dict.fromkeys(_RULES), "the official loop; the default"),
+    "balanced": Preset({"threshold": 0.9}, "every token the model is 90 % sure of at once"),
+    "fast": Preset({"threshold": 0.7}, "every token it is 70 % sure of; may cost accuracy"),
     "mmmu": _ONE_WORD,
     "mmmu_pro": _ONE_WORD,
     "mmstar": _ONE_WORD,
@@ -43,13 +43,11 @@ PRESETS = {
     "mlvu": _ONE_WORD,
     "mme": _ONE_WORD,
     "realworldqa": _ONE_WORD,
-    "chartqa": Preset(
-        {**_lengths(16, 16), "stop_strings": ["\n"]}, "a value from a chart, one line, as in the paper", "/no_think"
-    ),
+    "chartqa": Preset({**_lengths(16, 16), "stop_strings": ["\n"]}, "one line, from a chart", "/no_think"),
     "docvqa": _DOCUMENT,
     "infovqa": _DOCUMENT,
-    "mathvista": Preset(_lengths(96, 48), "a reasoned answer about a figure, as in the paper", "/think"),
-    "mathverse": Preset(_lengths(64, 32), "a reasoned answer about a figure, as in the paper", "/think"),
+    "mathvista": Preset(_lengths(96, 48), "a reasoned answer about a figure", "/think"),
+    "mathverse": Preset(_lengths(64, 32), "a reasoned answer about a figure", "/think"),
 }
 
 

@@ -7,12 +7,24 @@ after it. `image_separator="\\n"`, a template variable, gives what its training 
 import re
 from typing import Any
 
-from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
+from .chat_text_lladav import (
+    as_batch,
+    check_continuable,
+    escape,
+    escape_all,
+    escape_chat,
+    given_any,
+    prepare_tokenizer,
+    split_holes,
+    text_with_holes,
+)
 from .image_processing_lladav import LladaVImageProcessorKwargs, count_image_tokens
 from .tiling_lladav import tile_layout
+
+BESIDE_THE_CHAT = "beside_the_chat"
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -74,12 +86,17 @@ class LladaVProcessorKwargs(ProcessingKwargs, total=False):
 class LladaVProcessor(ProcessorMixin):
     """Builds model inputs from text or chats with pictures and videos.
 
+    Text given to the processor itself is control language: its `<image>` is a placeholder, its `<|eot_id|>` ends a
+    message. What stands in the messages of a chat is text: see [`~LladaVProcessor.apply_chat_template`].
+
     Args:
         image_processor: a [`LladaVImageProcessor`].
-        tokenizer: LLaDA's tokenizer; the placeholders are added to it if it lacks them.
+        tokenizer: LLaDA's tokenizer; the placeholders are added to it if it lacks them, and it is made to delete the
+            noncharacter U+FDD0, which keeps typed control tokens apart from real ones.
         chat_template: Jinja template; the official prompt format by default.
         image_token: placeholder of a picture in text, `<image>` by default.
         video_token: placeholder of a video in text, `<video>` by default.
+        mask_token: what a hole consists of, `<|mdm_mask|>` by default; a tokenizer without it cannot infill.
     """
 
     valid_processor_kwargs = LladaVProcessorKwargs
@@ -91,16 +108,182 @@ class LladaVProcessor(ProcessorMixin):
         chat_template: str | None = None,
         image_token: str = "<image>",
         video_token: str = "<video>",
+        mask_token: str = "<|mdm_mask|>",
     ) -> None:
-        self.image_token, self.video_token = image_token, video_token
-        for token in (image_token, video_token):
-            if token not in tokenizer.get_vocab():
-                tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
+        self.image_token, self.video_token, self.mask_token = image_token, video_token, mask_token
         if chat_template is None:
             chat_template = build_chat_template()
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self._control_tokens()
+        token_id = tokenizer.backend_tokenizer.token_to_id
+        self.image_token_id, self.video_token_id = token_id(image_token), token_id(video_token)
+        self.mask_token_id = token_id(mask_token)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Text with placeholders, pictures and videos to model inputs.
+
+        Args:
+            images: a picture, a flat list (dealt out to the placeholders in order) or one list per sample.
+            text: a string or a list of strings, with one placeholder per picture and video.
+            videos: a video as a list of frames, a list of videos, or one list of videos per sample.
+            audio: refused.
+            **kwargs: settings of the tokenizer and the image processor, and `return_tensors`.
+
+        Returns:
+            What the model's forward takes.
+        """
+        # What `apply_chat_template` was given beside the chat; transformers passes it through.
+        beside = kwargs.pop(BESIDE_THE_CHAT, {})
+        images, videos = beside.get("images", images), beside.get("videos", videos)
+        return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        *,
+        tokenize: bool = False,
+        continue_final_message: bool | str = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        sanitize_control_tokens: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Bring a chat, or a batch of chats, to a prompt or to model inputs.
+
+        Control tokens that stand in messages (contents, roles and everything else in them), tools and documents are
+        text: `<|eot_id|>` ends no message, `<|mdm_mask|>` is no mask, and decoding gives back what was typed, but for
+        U+FDD0. In the prompt they are kept apart by that noncharacter, which the tokenizer deletes.
+
+        `<image>` and `<video>` are text as well, with one exception, for data in which pictures lie beside the chat:
+        in contents that are strings, not lists of parts, they are placeholders if the result is a prompt
+        (`tokenize=False`), or if the pictures (videos) come along in `processor_kwargs`.
+
+        Args:
+            conversation: a list of messages, or a list of such lists.
+            chat_template: another template than the processor's.
+            tools: for templates that know them.
+            documents: for templates that know them.
+            tokenize: give model inputs, not the prompt.
+            continue_final_message: leave the last message open, for the model to go on with it.
+            processor_kwargs: settings of the call that tokenises; `images` and `videos` in it are pictures and videos
+                that belong to the placeholders of the chat.
+            sanitize_control_tokens: make typed control tokens text. Without it, whoever writes a message can end it,
+                write in the name of the system, and mask.
+            **kwargs: those of transformers, and template variables such as `image_separator`. The latter are not
+                sanitised.
+
+        Returns:
+            The prompt, or a list of prompts; with `tokenize` the ids, with `return_dict` all model inputs.
+
+        Raises:
+            TypeError: if a message is no dictionary.
+            ValueError: if a message to be continued is empty, or placeholders and pictures do not match.
+        """
+        call = dict(processor_kwargs or {})
+        if continue_final_message is True:
+            check_continuable(conversation)
+        if sanitize_control_tokens:
+            tokens = self._control_tokens()
+            conversation = self._as_text(conversation, tokens, tokenize, {**kwargs, **call})
+            tools, documents = escape_all(tools, tokens), escape_all(documents, tokens)
+        given = {name: call.pop(name, None) for name in ("images", "videos")}
+        if beside := {name: items for name, items in given.items() if given_any(items)}:
+            if not tokenize:
+                raise ValueError(
+                    f"processor_kwargs holds {' and '.join(beside)}, but a prompt has no place for them; pass "
+                    "tokenize=True, or give them to the processor together with the prompt"
+                )
+            call[BESIDE_THE_CHAT] = beside
+        return super().apply_chat_template(
+            conversation,
+            chat_template,
+            tools=tools,
+            documents=documents,
+            tokenize=tokenize,
+            continue_final_message=continue_final_message,
+            processor_kwargs=call,
+            **kwargs,
+        )
+
+    def _control_tokens(self) -> tuple[str, ...]:
+        """All control tokens; a tokenizer that was changed since, or another one, is prepared again."""
+        return prepare_tokenizer(self.tokenizer, (self.image_token, self.video_token), (self.mask_token,))
+
+    def _as_text(self, conversation: Any, tokens: tuple[str, ...], tokenize: bool, given: dict[str, Any]) -> Any:
+        """A copy of a chat or a batch of chats in which control tokens are text."""
+        kinds = {"images": self.image_token, "videos": self.video_token}
+        placeholders = tuple(token for name, token in kinds.items() if not tokenize or given_any(given.get(name)))
+        chats, batched = as_batch(conversation)
+        plain = [escape_chat(chat, tokens, placeholders) for chat in chats]
+        return plain if batched else plain[0]
+
+    def expand_holes(self, text: str) -> str:
+        """Turn the holes of a text into mask tokens, and its control tokens into text.
+
+        A single space directly before a hole is dropped: tokens carry their leading space, so that the hole's first
+        token brings it. `a [MASK:1] star` has the ids of `a red star` with a mask in the place of ` red`.
+
+        Args:
+            text: such as `Because [MASK:20], the answer is [MASK:3].`
+
+        Returns:
+            A prompt, in which control tokens that were typed are kept apart as in `apply_chat_template`.
+
+        Raises:
+            ValueError: if a hole has no length from 1 on, or the tokenizer has no mask token.
+        """
+        pieces, tokens = split_holes(text), self._control_tokens()
+        if len(pieces) > 1 and self.mask_token_id is None:
+            raise ValueError(
+                f"the tokenizer has no mask token {self.mask_token!r} for holes; give the processor its mask_token="
+            )
+        return "".join(self.mask_token * p if isinstance(p, int) else escape(p, tokens) for p in pieces)
+
+    def encode_holes(self, text: str) -> list[int]:
+        """The ids of a text with holes.
+
+        Args:
+            text: as for `expand_holes`.
+
+        Returns:
+            Its ids, nothing around them; each hole is as many mask tokens as it says.
+
+        Raises:
+            ValueError: if a hole has no length from 1 on, or the tokenizer has no mask token.
+        """
+        return self.tokenizer(self.expand_holes(text), add_special_tokens=False)["input_ids"]
+
+    def infilling_inputs(self, conversations: Any, **kwargs: Any) -> Any:
+        """Bring a chat with holes in the last assistant message to model inputs.
+
+        Holes are written `[MASK:n]`, n being the number of tokens; see `expand_holes` for the space before them. They
+        are filled only in the last message, which is closed; elsewhere `[MASK:n]` is text.
+
+        Args:
+            conversations: a chat or a batch of chats, each ending with a message of the assistant, whose content is a
+                string or a list of parts of type text.
+            **kwargs: of `apply_chat_template`; `sanitize_control_tokens` is about the messages before the last.
+
+        Returns:
+            Model inputs as tensors, if `**kwargs` do not ask for something else.
+
+        Raises:
+            ValueError: if the last message is not the assistant's, has no hole, or one without a length from 1 on.
+        """
+        kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs}
+        if opened := [n for n in ("add_generation_prompt", "continue_final_message") if kwargs.get(n)]:
+            raise ValueError(f"{opened[0]}={kwargs[opened[0]]} does not go with a closed last message; leave it out")
+        chats, batched = as_batch(conversations)
+        texts = [self.expand_holes(text_with_holes(chat, index)) for index, chat in enumerate(chats)]
+        if kwargs.pop("sanitize_control_tokens", True):
+            given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
+            chats = self._as_text(chats, self._control_tokens(), kwargs["tokenize"], given)
+        chats = [[*c[:-1], {**c[-1], "content": text}] for c, text in zip(chats, texts, strict=True)]
+        return self.apply_chat_template(chats if batched else chats[0], sanitize_control_tokens=False, **kwargs)
 
     @property
     def video_processor(self) -> None:

@@ -320,14 +320,14 @@ def _rows(value: torch.Tensor) -> list[list[int]]:
     return rows
 
 
+def paragraph(draft: Draft, number: bool = False) -> Text:
+    """A draft for a terminal, new tokens green and masks dim, without control characters; numbered if asked."""
+    pieces = [(piece.text.translate(NOT_ON_A_TERMINAL), STYLES[piece.state]) for piece in draft.pieces]
+    return Text.assemble((f"[{draft.sample}] " if number else "", "dim"), *pieces)
+
+
 def _on_terminal(drafts: list[Draft]) -> Group:
-    """A paragraph per draft, numbered if there are several."""
-    paragraphs = []
-    for draft in drafts:
-        number = f"[{draft.sample}] " if len(drafts) > 1 else ""
-        pieces = [(piece.text.translate(NOT_ON_A_TERMINAL), STYLES[piece.state]) for piece in draft.pieces]
-        paragraphs.append(Text.assemble((number, "dim"), *pieces))
-    return Group(*paragraphs)
+    return Group(*(paragraph(draft, number=len(drafts) > 1) for draft in drafts))
 
 
 class _Cancelled(Exception):

@@ -1,0 +1,126 @@
+import json
+
+import pytest
+from PIL import Image
+
+from transformers_lladav import asking, scenes
+from transformers_lladav.chatting import HELP, Chat, command
+
+
+@pytest.fixture(scope="module")
+def assistant():
+    return asking.load(device="cpu")
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in (0, 1)]
+    for index, path in enumerate(paths):
+        scenes.render(scenes.make_scene("demo", index), 64).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def chat(assistant, files):
+    talk = Chat(assistant)
+    talk.start_with([(files[0], Image.open(files[0]))])
+    return talk
+
+
+def words(talk):
+    return [(message["role"], message["content"][-1]["text"]) for message in talk.messages]
+
+
+def test_the_first_answer_is_that_of_ask(chat, assistant, files):
+    question = "How many shapes are there?"
+    assert chat.send(question) == asking.ask(assistant, files[0], question)
+    assert words(chat) == [("user", question), ("assistant", chat.messages[1]["content"][0]["text"])]
+
+
+def test_the_model_sees_the_history(chat, monkeypatch):
+    seen = []
+    template = chat.assistant.processor.apply_chat_template
+    monkeypatch.setattr(
+        chat.assistant.processor,
+        "apply_chat_template",
+        lambda messages, **kw: seen.append(messages) or template(messages, **kw),
+    )
+    first = chat.send("How many shapes are there?").text
+    chat.send("Describe the picture.")
+    assert [message["role"] for message in seen[1]] == ["user", "assistant", "user"]
+    assert seen[1][1]["content"] == [{"type": "text", "text": first}]
+    kinds = [[part["type"] for part in message["content"]] for message in seen[1]]
+    assert kinds == [["image", "text"], ["text"], ["text"]]
+
+
+def test_a_question_that_fails_leaves_the_conversation_as_it_was(chat, files):
+    chat.send("How many shapes are there?")
+    chat.add_picture(files[1])
+    before = list(chat.messages)
+    with pytest.raises(ValueError, match="the question is empty"):
+        chat.send("  ")
+    with pytest.raises(ValueError, match="but the model has 512 positions"):
+        chat.send("shape " * 600)
+    assert chat.messages == before
+    assert [source for source, _ in chat.waiting] == [files[1]]
+
+
+def test_undo_gives_the_picture_back_to_the_next_question(chat, files):
+    assert not chat.undo()
+    chat.send("How many shapes are there?")
+    chat.add_picture(files[1])
+    chat.send("And here?")
+    assert chat.sources == files
+    assert chat.undo()
+    assert chat.sources == files[:1]
+    assert [source for source, _ in chat.waiting] == files[1:]
+    assert len(chat.messages) == 2
+    chat.undo()
+    assert [source for source, _ in chat.waiting] == files
+
+
+def test_clear_keeps_the_first_pictures_only(chat, files):
+    chat.send("How many shapes are there?")
+    chat.add_picture(files[1])
+    chat.clear()
+    assert chat.messages == []
+    assert [source for source, _ in chat.waiting] == files[:1]
+
+
+def test_a_saved_conversation_can_be_loaded_and_read(chat, files, tmp_path):
+    chat.send("How many shapes are there?")
+    chat.add_picture(files[1])
+    chat.send("Is `a` <b> | two?")
+    chat.save(tmp_path / "talk.json")
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    images = [part["image"] for message in saved for part in message["content"] if part["type"] == "image"]
+    assert images == files
+    again = chat.assistant.processor.apply_chat_template(saved, tokenize=True, return_dict=True, return_tensors="pt")
+    assert again.pixel_values.shape[0] == 2
+    chat.save(tmp_path / "deep" / "talk.md")
+    text = (tmp_path / "deep" / "talk.md").read_text()
+    assert text.count("**You**") == text.count("**LLaDA-V**") == 2
+    assert f"![]({files[1]})" in text
+    with pytest.raises(ValueError, match=r"talk.txt ends in '.txt'; give a file that ends in .json or .md"):
+        chat.save(tmp_path / "talk.txt")
+
+
+def test_commands(chat, files, tmp_path):
+    assert command(chat, "/help") == HELP
+    assert command(chat, "/quit") is None
+    assert command(chat, "/undo") == "There is nothing to take back."
+    chat.send("How many shapes are there?")
+    assert command(chat, f'/image "{files[1]}"') == f"{files[1]} goes with the next question."
+    assert [source for source, _ in chat.waiting] == [files[1]]
+    assert command(chat, f"/save {tmp_path / 'a.md'}") == f"Saved to {tmp_path / 'a.md'}."
+    assert (tmp_path / "a.md").exists()
+    assert command(chat, "/undo") == "Taken back."
+    assert command(chat, "/clear") == "Started again."
+    for line, message in (
+        ("/save", "/save needs a file: /save FILE"),
+        ("/image", "/image needs a file"),
+        ("/dance", "/dance is not a command; type /help"),
+        ("/image gone.png", "cannot be read as a picture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command(chat, line)

@@ -1,0 +1,102 @@
+"""Presets: the numbers of the paper, settings that fit together, and names that are found."""
+
+import re
+
+import pytest
+
+from transformers_lladav import LladaVGenerationConfig
+from transformers_lladav.commit_rules_lladav import ConfidenceThreshold, EntropyBound, FixedSchedule
+from transformers_lladav.generation_configuration_lladav import DEFAULTS
+from transformers_lladav.presets_lladav import PRESETS, find_preset
+
+# LLaDA-V, arXiv:2505.16933, appendix: max_new_tokens, block_length, steps, tag.
+PAPER = {
+    **dict.fromkeys(
+        ("mmmu", "mmmu_pro", "mmstar", "ai2d", "seedbench", "mmbench", "muirbench", "videomme", "mlvu", "mme",
+         "realworldqa"),
+        (2, 2, 2, "/no_think"),
+    ),
+    "chartqa": (16, 16, 16, "/no_think"),
+    "docvqa": (32, 32, 16, "/no_think"),
+    "infovqa": (32, 32, 16, "/no_think"),
+    "mathvista": (96, 96, 48, "/think"),
+    "mathverse": (64, 64, 32, "/think"),
+}  # fmt: skip
+
+
+def test_there_are_three_speeds_and_the_tasks_of_the_paper():
+    assert set(PRESETS) == {"exact", "balanced", "fast", *PAPER}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_lengths_and_tags_are_those_of_the_paper(name):
+    tokens, block, steps, tag = PAPER[name]
+    preset = find_preset(name)
+    lengths = {"max_new_tokens": tokens, "block_length": block, "max_denoising_steps": steps}
+    stops = {"stop_strings": ["\n"]} if name == "chartqa" else {}
+    assert preset.settings == lengths | stops
+    assert preset.tag == tag
+    config = LladaVGenerationConfig(**preset.settings)
+    assert config.schedule() == (tokens, block, steps)
+    assert config.commit_rule() == FixedSchedule()
+    assert (config.temperature, config.guidance_scale) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_known_and_described(name):
+    preset = PRESETS[name]
+    config = LladaVGenerationConfig(**preset.settings)
+    canvas, block, steps = config.schedule()
+    assert canvas % block == 0
+    assert 1 <= steps <= block
+    assert set(preset.settings) <= set(DEFAULTS)
+    assert preset.description
+    assert "\n" not in preset.description
+    assert preset.tag in (None, "/think", "/no_think")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("exact", FixedSchedule()), ("balanced", ConfidenceThreshold(0.9)), ("fast", ConfidenceThreshold(0.7))],
+)
+def test_a_speed_sets_its_rule_whatever_was_set(name, rule):
+    for before in ({}, {"factor": 1.0}, {"entropy_bound": 0.5}, {"sampler_config": EntropyBound(0.5)}):
+        config = LladaVGenerationConfig(max_new_tokens=64, **before)
+        config.change(find_preset(name).settings)
+        config.validate()
+        assert config.commit_rule() == rule
+        assert config.max_new_tokens == 64
+
+
+def test_exact_leaves_the_early_ends_out_too():
+    config = LladaVGenerationConfig(stability_threshold=2, confidence_threshold=0.1)
+    config.change(find_preset("exact").settings)
+    assert (config.stability_threshold, config.confidence_threshold) == (None, None)
+
+
+def test_using_a_preset_does_not_change_it():
+    config = LladaVGenerationConfig()
+    config.change(find_preset("chartqa").settings)
+    config.validate()
+    config.stop_strings.append("END")
+    assert find_preset("chartqa").settings["stop_strings"] == ["\n"]
+
+
+def test_capitals_do_not_matter():
+    assert find_preset("MathVista") is PRESETS["mathvista"]
+    assert find_preset("EXACT") is PRESETS["exact"]
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("mmmu-pro", "mmmu_pro, mmmu"),
+        ("balance", "balanced"),
+        ("qqqq", ", ".join(PRESETS)),
+        ("", ", ".join(PRESETS)),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, choices):
+    message = f"preset={name!r} is not known; choose one of {choices} (see `lladav presets`)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        find_preset(name)
