@@ -91,7 +91,7 @@ def test_capitals_do_not_matter():
     ("name", "choices"),
     [
         ("mmmu-pro", "mmmu_pro, mmmu"),
-        ("balance", "balanced"),
+        ("BALANCE", "balanced"),
         ("qqqq", ", ".join(PRESETS)),
         ("", ", ".join(PRESETS)),
     ],
