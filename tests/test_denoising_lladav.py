@@ -437,6 +437,33 @@ def test_when_the_time_is_up_the_live_block_is_completed_at_once(small):
     assert output.finish_reasons == ["stopping_criteria"]
 
 
+@pytest.mark.parametrize(
+    "options", [{"stopping_criteria": MaxTimeCriteria(0.0, initial_timestamp=0.0)}, {"stability_threshold": 0}]
+)
+def test_a_block_completed_at_once_has_no_masks_even_if_the_model_writes_them(options, tiny_model):
+    built = tiny_model(output_vocab_size=96)
+    with torch.no_grad():
+        built.lm_head.weight.zero_()
+        built.lm_head.weight[MASK] = built.lm_head.weight.new_ones(32)
+        built.lm_head.weight[7] = -0.5
+    plain = built.generate(PROMPT, max_new_tokens=4, max_denoising_steps=1, eos_token_id=None)[0, 4:]
+    assert MASK in plain.tolist(), "the model does not write masks: choose another"
+    output = built.generate(PROMPT, max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True, **options)
+    assert MASK not in output.answers[0].tolist()
+    assert output.denoising_steps.tolist() == [1]
+
+
+def test_a_function_that_changes_its_mind_is_found_out(small):
+    asked = []
+
+    def fickle(sample, position, answer):
+        asked.append(position)
+        return [10 + len(asked) % 2, 12 + len(asked)] if len(asked) < 60 else [4 + len(asked) % 70]
+
+    with pytest.raises(ValueError, match="must answer the same each time"):
+        run(small, max_new_tokens=2, max_denoising_steps=1, allowed_tokens_fn=fickle)
+
+
 def test_a_stable_block_is_completed(small):
     steps = []
     output = run(small, stability_threshold=2, callback_on_step_end=steps.append)
@@ -475,7 +502,6 @@ TWO = [7, "e", 30, "m", 50, "m", "m", "m", "m", 60]  # left open, more holes
         {"max_denoising_steps": 1},
         {"remasking": "random", "max_denoising_steps": 4},
         {"guidance_scale": 2.0},
-        {"no_repeat_ngram_size": 1},
         {"block_length": 3, "max_denoising_steps": 4, "temperature": 1.0},
     ],
 )
@@ -495,6 +521,14 @@ def test_exactly_the_holes_are_filled_alone_and_in_a_batch(options, small):
         assert int(alone.denoising_steps[0]) <= int(output.denoising_steps[index])
         assert not output.scores[index, : len(output.answers[index])].isnan().any()
     assert output.scores[0, 3:].isnan().all()
+
+
+def test_messages_end_where_the_model_ends_them_whatever_a_call_stops_at(small):
+    for stop in (None, 77):
+        with pytest.raises(ValueError, match="outside its last message"):
+            small.generate(**holes([5, "m", "e", 30, "m", "e"]), infill=True, eos_token_id=stop)
+        filled = small.generate(**holes(ONE), infill=True, eos_token_id=stop)
+        assert not torch.isin(filled[0, [5, 6, 8]], torch.tensor([END, MASK, *([stop] if stop else [])])).any()
 
 
 def test_a_hole_is_filled_as_the_forward_pass_says(small):
@@ -535,6 +569,8 @@ def test_guidance_hides_the_earlier_messages_and_keeps_the_one_with_the_holes(sm
         ([ONE, [5, "e", 30, 31, "e"]], {}, "sample 1 has no holes to fill"),
         ([ONE], {"max_new_tokens": 8}, "max_new_tokens=8 has no meaning with infill=True: the holes give the length"),
         ([ONE], {"suffix_ids": torch.tensor([4])}, "a suffix has no meaning with infill=True"),
+        ([ONE], {"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 does not go with infill=True"),
+        ([ONE], {"stopping_criteria": MaxTimeCriteria(1.0)}, "stopping_criteria have no meaning with infill=True"),
         (
             [ONE, TWO],
             {"block_length": 2, "max_denoising_steps": 2},

@@ -47,7 +47,7 @@ from transformers_lladav.sampling_lladav import SamplingSettings
             {"remasking": "entropie"},
             "remasking='entropie' is not known; choose one of low_confidence, random, margin, entropy",
         ),
-        ({"top_k": 0, "temperature": 1.0}, "top_k=0 must be a whole number of at least 1"),
+        ({"top_k": -1, "temperature": 1.0}, "top_k=-1 must be a whole number of at least 1"),
         ({"top_k": 2.0, "temperature": 1.0}, "top_k=2.0 must be a whole number of at least 1"),
         ({"top_p": 0, "temperature": 1.0}, "top_p=0 must be a number above 0 and at most 1"),
         ({"top_p": 1.5, "temperature": 1.0}, "top_p=1.5 must be a number above 0 and at most 1"),
@@ -55,7 +55,7 @@ from transformers_lladav.sampling_lladav import SamplingSettings
         ({"confidence_threshold": 0.0}, "confidence_threshold=0.0 must be a number above 0"),
         ({"confidence_threshold": "low"}, "confidence_threshold='low' must be a number above 0"),
         ({"stability_threshold": -1}, "stability_threshold=-1 must be a whole number of at least 0"),
-        ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size=0 must be a whole number of at least 1"),
+        ({"no_repeat_ngram_size": False}, "no_repeat_ngram_size=False must be a whole number of at least 1"),
         ({"threshold": 1.5}, "threshold=1.5 must be a number from 0 to 1"),
         ({"factor": 0}, "factor=0 must be a number above 0"),
         ({"entropy_bound": -1.0}, "entropy_bound=-1.0 must be a number above 0"),
@@ -217,6 +217,11 @@ def test_two_new_rules_are_still_refused():
 )
 def test_entropies_are_worked_out_where_a_rule_or_an_early_end_reads_them(settings, expected):
     assert LladaVGenerationConfig(**settings).sampling() == expected
+
+
+def test_zero_turns_off_what_transformers_turns_off_with_zero():
+    config = LladaVGenerationConfig(top_k=0, no_repeat_ngram_size=0)
+    assert (config.top_k, config.no_repeat_ngram_size) == (None, None)
 
 
 def test_every_unknown_setting_is_named():

@@ -396,7 +396,7 @@ def test_without_randomness_the_seed_does_not_matter(model, hello):
         ({"max_length": 9}, TypeError, "generate() does not take 'max_length': give max_new_tokens"),
         ({"stop": "x"}, TypeError, "generate() does not take 'stop'"),
         ({"temperature": -1}, ValueError, "temperature=-1 must be a number of at least 0"),
-        ({"remasking": "entropy"}, ValueError, "remasking='entropy' is not known"),
+        ({"remasking": "entropic"}, ValueError, "remasking='entropic' is not known"),
         ({"max_new_tokens": 9, "block_length": 4}, ValueError, "max_new_tokens=9 is not a multiple of block_length=4"),
         ({"gen_length": 8, "steps": 16}, ValueError, "max_denoising_steps=16 is more than max_new_tokens=8"),
         ({"steps": 8, "max_denoising_steps": 4}, ValueError, "steps=8 and max_denoising_steps=4 disagree"),
@@ -472,7 +472,7 @@ def test_a_plain_generation_config_is_translated_where_it_says_nothing_else(mode
         ({"do_sample": True}, "does not take 'do_sample': sampling is on when temperature > 0"),
         ({"num_beams": 4}, "does not take 'num_beams': a denoising loop has no beams"),
         ({"max_length": 50}, "does not take 'max_length': give max_new_tokens"),
-        ({"top_k": 5}, "does not take 'top_k'"),
+        ({"typical_p": 0.5}, "does not take 'typical_p'"),
     ],
 )
 def test_a_plain_generation_config_the_loop_cannot_honour_is_refused(settings, message, model, hello):

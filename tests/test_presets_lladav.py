@@ -34,7 +34,13 @@ def test_lengths_and_tags_are_those_of_the_paper(name):
     preset = find_preset(name)
     lengths = {"max_new_tokens": tokens, "block_length": block, "max_denoising_steps": steps}
     stops = {"stop_strings": ["\n"]} if name == "chartqa" else {}
-    assert preset.settings == lengths | stops
+    assert {key: value for key, value in preset.settings.items() if value is not None} == {
+        **lengths,
+        **stops,
+        "temperature": 0.0,
+        "guidance_scale": 1.0,
+        "remasking": "low_confidence",
+    }
     assert preset.tag == tag
     config = LladaVGenerationConfig(**preset.settings)
     assert config.schedule() == (tokens, block, steps)
@@ -68,10 +74,21 @@ def test_a_speed_sets_its_rule_whatever_was_set(name, rule):
         assert config.max_new_tokens == 64
 
 
-def test_exact_leaves_the_early_ends_out_too():
-    config = LladaVGenerationConfig(stability_threshold=2, confidence_threshold=0.1)
-    config.change(find_preset("exact").settings)
-    assert (config.stability_threshold, config.confidence_threshold) == (None, None)
+@pytest.mark.parametrize("name", ["exact", *PAPER])
+def test_nothing_that_was_set_makes_an_exact_preset_less_exact(name):
+    config = LladaVGenerationConfig(
+        stability_threshold=2,
+        confidence_threshold=0.1,
+        temperature=1.0,
+        top_k=5,
+        top_p=0.5,
+        no_repeat_ngram_size=3,
+        remasking="margin",
+        threshold=0.5,
+    )
+    config.change(find_preset(name).settings)
+    plain = LladaVGenerationConfig(**find_preset(name).settings)
+    assert config.to_dict() == plain.to_dict()
 
 
 def test_using_a_preset_does_not_change_it():

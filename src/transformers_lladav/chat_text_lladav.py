@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AddedToken
 
 MARK = "\ufdd0"
+SEAM = "\ufdd1"  # no token reaches over it
 MAX_HOLE = 65536
 
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio")
@@ -45,7 +46,7 @@ def escape(text: str, tokens: tuple[str, ...], placeholders: tuple[str, ...] = (
     """Make the control tokens in a text plain text.
 
     A mark is put after the first character of every control token, overlapping ones too, and of the beginning of one
-    at the end of the text, which the text after it could complete. Marks that were typed are removed.
+    at the end of the text, which the text after it could complete. Marks and seams that were typed are removed.
 
     Args:
         text: what somebody typed.
@@ -61,7 +62,7 @@ def escape(text: str, tokens: tuple[str, ...], placeholders: tuple[str, ...] = (
     if placeholders:
         pieces = re.split("(" + "|".join(map(re.escape, placeholders)) + ")", text)
         return "".join(piece if piece in placeholders else escape(piece, tokens) for piece in pieces)
-    text = text.replace(MARK, "")
+    text = text.replace(MARK, "").replace(SEAM, "")
     matcher = _matcher(tokens)
     if typed := matcher.single.intersection(text):
         raise ValueError(
@@ -138,7 +139,7 @@ def _escape_part(part: Any, tokens: tuple[str, ...]) -> Any:
 
 
 def prepare_tokenizer(tokenizer: Any, added: Iterable[str], known: Iterable[str] = ()) -> tuple[str, ...]:
-    """Let a tokenizer delete marks, and see control tokens only where no mark is.
+    """Let a tokenizer delete marks, see control tokens only where no mark is, and cut its text at seams.
 
     Args:
         tokenizer: a tokenizer of the tokenizers library; it is changed, once.
@@ -176,7 +177,46 @@ def prepare_tokenizer(tokenizer: Any, added: Iterable[str], known: Iterable[str]
         backend.normalizer = normalizers.Replace(MARK, "")
     elif first.normalize_str(f"a{MARK}b") != first.normalize_str("ab"):
         backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), first])
+    cut, before = pre_tokenizers.Split(SEAM, "removed"), backend.pre_tokenizer
+    if before is None:
+        backend.pre_tokenizer = cut
+    elif _joined(before, f"a{SEAM}b") != _joined(before, "ab"):
+        backend.pre_tokenizer = pre_tokenizers.Sequence([cut, before])
     return tuple(sorted(control))
+
+
+def _joined(pre_tokenizer: Any, text: str) -> str:
+    return "".join(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
+
+
+def set_apart(conversation: Any) -> Any:
+    """Put a seam before every answer in a chat.
+
+    An answer is written behind the header of its message, whose line feeds are tokens of their own by then. Where the
+    same answer is read again, to be continued, filled in or remembered, its tokens must be the same, and some
+    tokenizers would join line feeds and words otherwise.
+
+    Args:
+        conversation: a chat or a batch of chats.
+
+    Returns:
+        A copy; the seams vanish when the chat is tokenised.
+    """
+    chats, batched = as_batch(conversation)
+    copies = [[_with_seam(message) for message in chat] for chat in chats]
+    return copies if batched else copies[0]
+
+
+def _with_seam(message: Any) -> Any:
+    content = message.get("content")
+    if message.get("role") != "assistant" or not content:
+        return message
+    if isinstance(content, str):
+        return {**message, "content": SEAM + content.lstrip()}
+    first, *others = content
+    if isinstance(first, Mapping) and isinstance(first.get("text"), str):
+        first = {**first, "text": SEAM + first["text"].lstrip()}
+    return {**message, "content": [first, *others]}
 
 
 def split_holes(text: str) -> list[str | int]:

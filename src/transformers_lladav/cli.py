@@ -203,7 +203,8 @@ def presets(as_json: JsonOption = False) -> None:
     table = Table("preset", "tokens / block / steps", "other", "tag", "for", box=None, pad_edge=False)
     for name, preset in PRESETS.items():
         lengths = [preset.settings.get(key) for key in ("max_new_tokens", "block_length", "max_denoising_steps")]
-        other = [f"{key}={value!r}" for key, value in preset.settings.items() if value and value not in lengths]
+        shown_keys = ("threshold", "stop_strings")
+        other = [f"{key}={preset.settings[key]!r}" for key in shown_keys if preset.settings.get(key)]
         shown = " / ".join(map(str, lengths)) if lengths[0] else ""
         table.add_row(name, shown, ", ".join(other), preset.tag or "", preset.description)
     out.print(table)

@@ -216,6 +216,11 @@ class DenoisingLoop:
             if not len(samples):
                 break
             self.step(block, step, samples, masked[samples])
+            if step >= self.max_steps + self.block_length:
+                raise ValueError(
+                    f"the constraints let no token be written in block {block}; a function for allowed tokens must "
+                    "answer the same each time it is asked the same"
+                )
             yield step
             step += 1
         self._ask_criteria(columns)

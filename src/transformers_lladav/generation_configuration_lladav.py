@@ -128,6 +128,20 @@ class LladaVGenerationConfig(GenerationConfig):
         Raises:
             ValueError: with the value, the rule and the fix.
         """
+        self._check_numbers()
+        if self.remasking not in REMASKING:
+            raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
+        if self.stop_strings is not None:
+            self.stop_strings = _as_texts("stop_strings", self.stop_strings)
+        if isinstance(self.sampler_config, dict):
+            self.sampler_config = load_rule(self.sampler_config)
+        self._check_together()
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("top_k", "no_repeat_ngram_size"):
+            if getattr(self, name) == 0 and getattr(self, name) is not False:
+                setattr(self, name, None)  # transformers' other way to say that it is off
         for name in ("max_new_tokens", "block_length", "max_denoising_steps", "top_k", "no_repeat_ngram_size"):
             _check_whole(name, getattr(self, name), 1)
         _check_whole("stability_threshold", self.stability_threshold, 0)
@@ -144,13 +158,6 @@ class LladaVGenerationConfig(GenerationConfig):
             ):
                 upper = "" if highest == float("inf") else f" and at most {highest:g}"
                 raise ValueError(f"{name}={value!r} must be a number above 0{upper}")
-        if self.remasking not in REMASKING:
-            raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
-        if self.stop_strings is not None:
-            self.stop_strings = _as_texts("stop_strings", self.stop_strings)
-        if isinstance(self.sampler_config, dict):
-            self.sampler_config = load_rule(self.sampler_config)
-        self._check_together()
 
     def _check_together(self) -> None:
         """Refuse settings that would cancel or ignore each other."""

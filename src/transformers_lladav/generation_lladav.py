@@ -128,8 +128,8 @@ class LladaVGenerationMixin(GenerationMixin):
         suffix = self._suffix(input_ids, suffix_ids, generation_suffix, tokenizer)
         mask = _prompt_mask(input_ids, attention_mask)
         if infill:
-            _check_infill(config, kwargs, suffix)
-            canvas = open_holes(input_ids, mask, config.mask_token_id, config.stop_token_ids)
+            _check_infill(config, kwargs, suffix, stopping_criteria)
+            canvas = open_holes(input_ids, mask, config.mask_token_id, self._message_ends())
         else:
             canvas = append_canvas(input_ids, mask, config.schedule()[0], config.mask_token_id, suffix)
         self._check_positions(canvas, input_ids, suffix)
@@ -137,7 +137,7 @@ class LladaVGenerationMixin(GenerationMixin):
         constraints = _constraints(config, logits_processor, allowed_tokens_fn, prompts)
         timed, criteria = split_time(check_criteria(stopping_criteria))
         stops = _stop_sequences(config, tokenizer, input_ids.device)
-        suppressed = self._suppressed(config, infill, constraints).to(input_ids.device)
+        suppressed = self._suppressed(config, infill, bool(constraints or timed)).to(input_ids.device)
         callbacks = (generator, official_draws, callback_on_step_end)
         extras = LoopExtras(stops, suppressed, constraints, timed, criteria, prompts, *callbacks)
         loop = self._build_loop(canvas, config, extras, pictures, infill)
@@ -200,17 +200,24 @@ class LladaVGenerationMixin(GenerationMixin):
             )
         return suffix
 
-    def _suppressed(self, config: LladaVGenerationConfig, infill: bool, constraints: list[Constraint]) -> torch.Tensor:
+    def _message_ends(self) -> list[int]:
+        """Tokens that end a message, whatever a call stops at."""
+        ends = self.config.text_config.eos_token_id
+        return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+
+    def _suppressed(self, config: LladaVGenerationConfig, infill: bool, hurried: bool) -> torch.Tensor:
         """Ids that are never written, (tokens,).
 
-        The official loop may write the mask token itself and leave the position to a later step; rules that go on
-        until everything is written cannot. A hole has a given length, so nothing may end a message inside it.
+        The official loop may write the mask token itself and leave the position to a later step; whatever goes on
+        until everything is written, or completes a block at once (`hurried`), cannot. A hole has a given length, so
+        nothing may end a message inside it.
         """
         suppressed = set(self.config.suppressed_token_ids)
-        if infill or constraints or type(config.commit_rule()).__name__ != FixedSchedule.__name__:
+        hurried |= config.stability_threshold is not None or config.confidence_threshold is not None
+        if infill or hurried or type(config.commit_rule()).__name__ != FixedSchedule.__name__:
             suppressed.add(config.mask_token_id)
         if infill:
-            suppressed.update(config.stop_token_ids)
+            suppressed.update(config.stop_token_ids, self._message_ends())
         return torch.tensor(sorted(suppressed & set(range(self.config.output_vocab_size))), dtype=torch.long)
 
     def _build_loop(
@@ -320,7 +327,7 @@ def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool) -> tor
     return input_ids
 
 
-def _check_infill(config: LladaVGenerationConfig, given: dict[str, Any], suffix: torch.Tensor) -> None:
+def _check_infill(config: LladaVGenerationConfig, given: dict[str, Any], suffix: torch.Tensor, criteria: Any) -> None:
     for name in ("max_new_tokens", "gen_length"):
         if name in given:
             raise ValueError(f"{name}={given[name]} has no meaning with infill=True: the holes give the length")
@@ -328,6 +335,12 @@ def _check_infill(config: LladaVGenerationConfig, given: dict[str, Any], suffix:
         raise ValueError("a suffix has no meaning with infill=True; write it behind the hole in the message")
     if config.stop_strings:
         raise ValueError(f"stop_strings={config.stop_strings} have no meaning with infill=True: every hole is filled")
+    if criteria:
+        raise ValueError("stopping_criteria have no meaning with infill=True: every hole is filled")
+    if config.no_repeat_ngram_size is not None:
+        raise ValueError(
+            f"no_repeat_ngram_size={config.no_repeat_ngram_size} does not go with infill=True: holes are not one text"
+        )
 
 
 def _prompt_mask(input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:

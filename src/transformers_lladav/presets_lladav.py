@@ -20,16 +20,23 @@ class Preset:
     tag: str | None = None
 
 
+_OFF = (
+    "threshold", "factor", "entropy_bound", "sampler_config", "stability_threshold", "confidence_threshold", "top_k",
+    "top_p", "no_repeat_ngram_size",
+)  # fmt: skip
+_EXACT = {**dict.fromkeys(_OFF), "temperature": 0.0, "remasking": "low_confidence"}
+
+
 def _lengths(tokens: int, steps: int) -> dict[str, Any]:
-    return {"max_new_tokens": tokens, "block_length": tokens, "max_denoising_steps": steps}
+    lengths = {"max_new_tokens": tokens, "block_length": tokens, "max_denoising_steps": steps}
+    return {**lengths, **_EXACT, "guidance_scale": 1.0}
 
 
-_RULES = ("threshold", "factor", "entropy_bound", "sampler_config", "stability_threshold", "confidence_threshold")
 _ONE_WORD = Preset(_lengths(2, 2), "one word or letter", "/no_think")
 _DOCUMENT = Preset(_lengths(32, 16), "a short answer from a document", "/no_think")
 
 PRESETS = {
-    "exact": Preset(dict.fromkeys(_RULES), "the official loop; the default"),
+    "exact": Preset(_EXACT, "the official loop; the default"),
     "balanced": Preset({"threshold": 0.9}, "every token the model is 90 % sure of at once"),
     "fast": Preset({"threshold": 0.7}, "every token it is 70 % sure of; may cost accuracy"),
     "mmmu": _ONE_WORD,

@@ -18,6 +18,7 @@ from .chat_text_lladav import (
     escape_chat,
     given_any,
     prepare_tokenizer,
+    set_apart,
     split_holes,
     text_with_holes,
 )
@@ -190,6 +191,8 @@ class LladaVProcessor(ProcessorMixin):
             tokens = self._control_tokens()
             conversation = self._as_text(conversation, tokens, tokenize, {**kwargs, **call})
             tools, documents = escape_all(tools, tokens), escape_all(documents, tokens)
+        if tokenize:
+            conversation = set_apart(conversation)
         given = {name: call.pop(name, None) for name in ("images", "videos")}
         if beside := {name: items for name, items in given.items() if given_any(items)}:
             if not tokenize:

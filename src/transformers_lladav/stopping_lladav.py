@@ -8,6 +8,7 @@ from transformers.generation.stopping_criteria import (
     ConfidenceCriteria,
     EosTokenCriteria,
     MaxLengthCriteria,
+    StoppingCriteriaList,
     StopStringCriteria,
 )
 
@@ -137,7 +138,11 @@ def check_criteria(criteria: Any) -> list[Any]:
     """
     if criteria is None:
         return []
-    checked = list(criteria) if isinstance(criteria, list | tuple) else [criteria]
+    if not isinstance(criteria, list | tuple):
+        criteria = [criteria]
+    checked: list[Any] = []
+    for item in criteria:
+        checked += item if isinstance(item, StoppingCriteriaList) else [item]
     for item in checked:
         for refused, reason in REFUSED_CRITERIA.items():
             if isinstance(item, refused):
