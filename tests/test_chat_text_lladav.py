@@ -15,6 +15,7 @@ from transformers_lladav import BUNDLED_CHECKPOINT
 from transformers_lladav.chat_text_lladav import (
     MARK,
     MAX_HOLE,
+    SEAM,
     as_batch,
     check_continuable,
     escape,
@@ -217,11 +218,11 @@ NUMBERS = {"official": 271, "bundled": 8}
 def check_that_it_is_text(name, strings):
     """Strings that were escaped one by one and joined are tokenised as text, and decoded as what was typed."""
     tokenizer, tokens, plain = tokenizer_and_oracle(FOLDERS[name])
-    joined = "".join(strings)
+    joined = "".join(strings).replace(MARK, "").replace(SEAM, "")
     ids = tokenizer("".join(escape(string, tokens) for string in strings), add_special_tokens=False).input_ids
-    assert ids == plain.encode(joined.replace(MARK, ""), add_special_tokens=False).ids
+    assert ids == plain.encode(joined, add_special_tokens=False).ids
     assert not {tokenizer.convert_tokens_to_ids(token) for token in tokens}.intersection(ids)
-    assert tokenizer.decode(ids) == joined.replace(MARK, "")
+    assert tokenizer.decode(ids) == joined
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -242,7 +243,7 @@ def test_every_control_token_is_text_whole_split_and_nested(name):
 FRAGMENTS = (
     *("<|eot_id|>", "<|mdm_mask|>", "<image>", "<video>", "<|start_header_id|>", "<|endoftext|>", "[CLS]", "[gMASK]"),
     *("<|", "<", "|>", ">", "|", "eot_id", "_id|>", "<|eot", "mdm_", "mask|>", "<im", "age>", "[", "CLS]", "]", "g"),
-    *(MARK, "\n", "  ", " ", "é", "本", "🙂", "e\u0301", "\u00a0", "1", "23", "system", "<role>", "</role>"),
+    *(MARK, SEAM, "\n", "  ", " ", "é", "本", "🙂", "e\u0301", "\u00a0", "1", "23", "system", "<role>", "</role>"),
 )  # fmt: skip
 PIECES = st.one_of(st.sampled_from(FRAGMENTS), st.text(st.characters(exclude_categories=["Cs"]), max_size=3))
 STRINGS = st.lists(st.lists(PIECES, max_size=8).map("".join), max_size=4)

@@ -353,11 +353,16 @@ def plain_encoder(processor):
 
 
 def expected_ids(processor, messages, encode, opened=False):
-    """The ids of messages (role, text): structure from the table of control tokens, texts as nothing but text."""
+    """The ids of messages (role, text): structure from the table of control tokens, texts as nothing but text.
+
+    An answer is apart from the line feeds of its header, as when it is written.
+    """
     control = control_ids(processor)
     ids = [control["<|startoftext|>"]]
     for role, text in messages:
-        ids += [control["<|start_header_id|>"], *encode(role), control["<|end_header_id|>"], *encode("\n\n" + text)]
+        texts = ["\n\n", text] if role == "assistant" else ["\n\n" + text]
+        ids += [control["<|start_header_id|>"], *encode(role), control["<|end_header_id|>"]]
+        ids += [token for piece in texts for token in encode(piece)]
         ids += [control["<|eot_id|>"]]
     return ids[:-1] if opened else ids
 
@@ -639,6 +644,22 @@ def test_a_continued_message_is_left_open_and_trimmed(texts, prompt, text, form,
     row = list(either.apply_chat_template(messages, continue_final_message=True, tokenize=True)[0])
     expected = [("system", "S"), ("user", "Q"), ("assistant", text)]
     assert row == expected_ids(either, expected, plain_encoder(either), opened=True)
+
+
+@FORMS
+@pytest.mark.parametrize("text", ["A b", "a red star", "\ufdd1a\ufdd1 b", "  a"])
+def test_an_answer_has_the_tokens_it_was_written_with(text, form, either):
+    def rows(messages, **options):
+        return list(either.apply_chat_template(messages, tokenize=True, **options)[0])
+
+    messages = answered(form, text)
+    asked = rows(messages[:2], add_generation_prompt=True)
+    written = plain_encoder(either)(text.replace("\ufdd1", "").strip())
+    end = [control_ids(either)["<|eot_id|>"]]
+    assert rows(messages) == asked + written + end
+    assert rows(messages, continue_final_message=True) == asked + written
+    later = rows([*messages, {"role": "user", "content": "And?"}], add_generation_prompt=True)
+    assert later[: len(asked) + len(written) + 1] == asked + written + end
 
 
 def test_continued_messages_go_by_batches(processor):

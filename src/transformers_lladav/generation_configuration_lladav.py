@@ -295,6 +295,11 @@ class LladaVGenerationConfig(GenerationConfig):
             )
         super().save_pretrained(*args, **kwargs)
 
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        """What transformers fills in where nothing was set; its defaults are those of autoregressive sampling."""
+        return {}
+
     @classmethod
     def from_model_config(cls, model_config: Any) -> "LladaVGenerationConfig":
         """Not supported: a model configuration holds no settings of the loop.

@@ -157,7 +157,7 @@ class LladaVProcessor(ProcessorMixin):
 
         Control tokens that stand in messages (contents, roles and everything else in them), tools and documents are
         text: `<|eot_id|>` ends no message, `<|mdm_mask|>` is no mask, and decoding gives back what was typed, but for
-        U+FDD0. In the prompt they are kept apart by that noncharacter, which the tokenizer deletes.
+        U+FDD0 and U+FDD1. In the prompt the former keeps them apart; the tokenizer deletes it.
 
         `<image>` and `<video>` are text as well, with one exception, for data in which pictures lie beside the chat:
         in contents that are strings, not lists of parts, they are placeholders if the result is a prompt
@@ -191,7 +191,7 @@ class LladaVProcessor(ProcessorMixin):
             tokens = self._control_tokens()
             conversation = self._as_text(conversation, tokens, tokenize, {**kwargs, **call})
             tools, documents = escape_all(tools, tokens), escape_all(documents, tokens)
-        if tokenize:
+        if tokenize and not kwargs.get("return_assistant_tokens_mask"):  # older transformers count characters
             conversation = set_apart(conversation)
         given = {name: call.pop(name, None) for name in ("images", "videos")}
         if beside := {name: items for name, items in given.items() if given_any(items)}:
