@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import json
+import math
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,6 @@ RULE_NAMES = {
     "factor": "factor",
     "entropy_bound": "entropy bound",
 }
-PLOTTED_BLOCK = 8
 
 
 def rule_of(settings: dict[str, Any]) -> tuple[str, float]:
@@ -130,7 +131,9 @@ def decoding_table(document: dict[str, Any]) -> str:
     ]
     for arm in document["arms"]:
         name, value = rule_of(arm["settings"])
-        label = f"{value} steps" if name == "max_denoising_steps" else f"{RULE_NAMES[name]} {value:g}"
+        label = (
+            f"{value} step{'s' * (value > 1)}" if name == "max_denoising_steps" else f"{RULE_NAMES[name]} {value:g}"
+        )
         test, unseen, blended = arm["test"], arm["unseen_pairs"], arm["blended"]
         rows.append(
             f"| {label} | {arm['settings']['block_length']} | {test['exact_match']:.1%} "
@@ -196,23 +199,31 @@ def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
     from matplotlib.figure import Figure
 
     panels = (
-        ("test", "exact_match", "questions answered exactly"),
-        ("blended", "well_formed", "ambiguous captions well formed"),
+        ("test", "exact_match", "questions", "questions answered exactly"),
+        ("blended", "well_formed", "samples", "ambiguous captions well formed"),
     )
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    for axes, (part, measure, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name, label in RULE_NAMES.items():
-            arms = [
-                arm
-                for arm in document["arms"]
-                if rule_of(arm["settings"])[0] == name and arm["settings"]["block_length"] == PLOTTED_BLOCK
-            ]
-            points = sorted((arm[part]["tokens_per_forward"], 100 * arm[part][measure]) for arm in arms)
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.4, label=label)
-        axes.set(title=title, xlabel="tokens per forward pass", ylabel="%")
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    for axes, (part, measure, count, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for (name, label), block in product(RULE_NAMES.items(), (8, 32)):
+            arms = [arm for arm in document["arms"] if rule_of(arm["settings"])[0] == name]
+            arms = [arm[part] for arm in arms if arm["settings"]["block_length"] == block]
+            points = sorted((arm["tokens_per_forward"], arm[measure], arm[count]) for arm in arms)
+            axes.errorbar(
+                [rate for rate, _, _ in points],
+                [100 * share for _, share, _ in points],
+                [196 * math.sqrt(share * (1 - share) / asked) for _, share, asked in points],
+                color=f"C{list(RULE_NAMES).index(name)}",
+                linestyle="-" if block == 8 else ":",
+                linewidth=1.4,
+                marker="o" if block == 8 else "s",
+                markersize=4,
+                elinewidth=0.7,
+                label=label if block == 8 else None,
+            )
+        axes.set(title=title, xlabel="tokens per forward pass", ylabel="%", ylim=(0, 102))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend(frameon=False, loc="lower right", title="blocks of 8 (dotted: 32)")
     figure.savefig(path, dpi=150, metadata={"Description": mark})
 
 
