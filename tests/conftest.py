@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 import parity
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVImageProcessor, LladaVProcessor
@@ -74,6 +74,20 @@ def processor() -> LladaVProcessor:
 @pytest.fixture(scope="session")
 def tokenizer(processor: LladaVProcessor) -> PreTrainedTokenizerBase:
     return processor.tokenizer
+
+
+@pytest.fixture(scope="session")
+def mixed(processor: LladaVProcessor) -> tuple[list[BatchFeature], BatchFeature]:
+    """Five samples of different kinds, alone and as one batch."""
+    samples = parity.mixed_samples()
+    alone = [processor(**sample, return_tensors="pt") for sample in samples]
+    batch = processor(
+        text=[sample["text"] for sample in samples],
+        images=[sample.get("images", [[]])[0] for sample in samples],
+        videos=[sample.get("videos", [[]])[0] for sample in samples],
+        return_tensors="pt",
+    )
+    return alone, batch
 
 
 OFFICIAL_KERNELS = {"text_config": "sdpa", "vision_config": "eager"}

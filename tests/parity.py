@@ -110,6 +110,20 @@ def model_inputs(processor: Any, prompt: dict[str, Any]) -> dict[str, torch.Tens
     return processor(text=text, images=pictures, return_tensors="pt", **settings)
 
 
+def mixed_samples() -> list[dict[str, Any]]:
+    """Samples of different kinds and lengths: text short, text long, one picture, two pictures, a video."""
+    return [
+        {"text": "Hi"},
+        {"text": "Tell me a long story about prime numbers, please. " * 4},
+        {"text": "<image>What is it?", "images": [[picture("a5_tiny_gray.png")]]},
+        {
+            "text": "<image><image>Compare.",
+            "images": [[picture("a2_portrait.jpg"), picture("a3_square_palette.png")]],
+        },
+        {"text": "<video>What happens?", "videos": [[frames()[:2]]]},
+    ]
+
+
 def expand(ids: list[int], counts: list[int], token_id: int) -> list[int]:
     """Official ids with every -200 replaced by as many placeholders as the picture has tokens."""
     remaining = iter(counts)

@@ -17,7 +17,6 @@ from transformers import (
 )
 from transformers.generation import MaxLengthCriteria
 
-import parity
 from transformers_lladav.commit_rules_lladav import ConfidenceThreshold, FixedSchedule, most_confident
 from transformers_lladav.constraints_lladav import AnswerChoices
 
@@ -37,29 +36,6 @@ RULES = {
     "sampling": {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "max_denoising_steps": 4},
 }
 ADAPTIVE = {"threshold", "factor", "entropy bound", "threshold on the margin", "stable and confident"}
-
-
-@pytest.fixture(scope="module")
-def mixed(processor):
-    """No picture, long text, one picture, two pictures, a video: alone, and as one batch."""
-    samples = [
-        {"text": "Hi"},
-        {"text": "Tell me a long story about prime numbers, please. " * 4},
-        {"text": "<image>What is it?", "images": [[parity.picture("a5_tiny_gray.png")]]},
-        {
-            "text": "<image><image>Compare.",
-            "images": [[parity.picture("a2_portrait.jpg"), parity.picture("a3_square_palette.png")]],
-        },
-        {"text": "<video>What happens?", "videos": [[parity.frames()[:2]]]},
-    ]
-    alone = [processor(**sample, return_tensors="pt") for sample in samples]
-    batch = processor(
-        text=[sample["text"] for sample in samples],
-        images=[sample.get("images", [[]])[0] for sample in samples],
-        videos=[sample.get("videos", [[]])[0] for sample in samples],
-        return_tensors="pt",
-    )
-    return alone, batch
 
 
 def generators(*seeds):

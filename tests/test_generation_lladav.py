@@ -116,34 +116,6 @@ def test_mask_tokens_in_the_prompt_stay_where_the_official_code_fills_them(name,
     assert answered <= set(steps[0].committed[0].nonzero()[:, 0].tolist())
 
 
-def mixed_samples():
-    """Text short, text long, one picture, two pictures, a video."""
-    return [
-        {"text": "Hi"},
-        {"text": "Tell me a long story about prime numbers, please. " * 4},
-        {"text": "<image>What is it?", "images": [[parity.picture("a5_tiny_gray.png")]]},
-        {
-            "text": "<image><image>Compare.",
-            "images": [[parity.picture("a2_portrait.jpg"), parity.picture("a3_square_palette.png")]],
-        },
-        {"text": "<video>What happens?", "videos": [[parity.frames()[:2]]]},
-    ]
-
-
-@pytest.fixture(scope="module")
-def mixed(processor):
-    """The five samples alone and as one batch."""
-    samples = mixed_samples()
-    alone = [processor(**sample, return_tensors="pt") for sample in samples]
-    batch = processor(
-        text=[sample["text"] for sample in samples],
-        images=[sample.get("images", [[]])[0] for sample in samples],
-        videos=[sample.get("videos", [[]])[0] for sample in samples],
-        return_tensors="pt",
-    )
-    return alone, batch
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -428,8 +400,15 @@ def test_arguments_that_break_a_rule_are_refused(options, error, message, model,
 
 
 def test_a_prompt_must_be_a_batch(model):
-    for prompt in (None, torch.tensor([1, 2])):
-        with pytest.raises(ValueError, match=r"input_ids must be given as \(batch, prompt\)"):
+    for prompt, given in (
+        (None, "NoneType"),
+        (torch.tensor([1, 2]), r"a torch.int64 tensor of shape \(2,\)"),
+        (torch.tensor([[1.0]]), r"a torch.float32 tensor of shape \(1, 1\)"),
+        ([[1, 2], [3]], "list"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"input_ids must be given as \(batch, prompt\) whole numbers, not {given}"
+        ):
             model.generate(prompt)
 
 

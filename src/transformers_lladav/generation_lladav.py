@@ -93,7 +93,8 @@ class LladaVGenerationMixin(GenerationMixin):
         Args:
             input_ids: (batch, prompt) from the processor, padded on either side.
             generation_config: base settings; the model's own by default.
-            streamer: a `TextDiffusionStreamer`, a `LladaVStreamer`, or any with `put` and `end`.
+            streamer: a `TextDiffusionStreamer`, a `LladaVStreamer`, or any with `put` and `end`; when infilling it
+                gets the tokens of the holes.
             attention_mask: (batch, prompt), 0 at padding; all ones by default.
             tokenizer: needed for `stop_strings` and `generation_suffix`.
             preset: settings by name, see `PRESETS`; they win over `generation_config`.
@@ -320,8 +321,14 @@ def _all_text(criteria: Any) -> bool:
 
 
 def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool) -> torch.Tensor:
-    if input_ids is None or input_ids.ndim != 2:
-        raise ValueError("input_ids must be given as (batch, prompt); use the processor's output")
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        given = type(input_ids).__name__
+        if isinstance(input_ids, torch.Tensor):
+            given = f"a {input_ids.dtype} tensor of shape {tuple(input_ids.shape)}"
+        raise ValueError(
+            f"input_ids must be given as (batch, prompt) whole numbers, not {given}; use "
+            "the processor's output, with return_tensors='pt' and padding"
+        )
     if official_draws and len(input_ids) != 1:
         raise ValueError(f"official_draws needs batch size 1, not {len(input_ids)}: the official code has no more")
     return input_ids
