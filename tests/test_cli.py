@@ -119,7 +119,8 @@ def test_choices_holes_and_scores(here, picture):
 
 def test_presets_are_listed(here):
     listed = json.loads(here("presets", "--json").stdout)
-    assert listed["docvqa"]["settings"] == {"max_new_tokens": 32, "block_length": 32, "max_denoising_steps": 16}
+    lengths = {"max_new_tokens": 32, "block_length": 32, "max_denoising_steps": 16}
+    assert listed["docvqa"]["settings"].items() >= lengths.items()
     assert listed["docvqa"]["tag"] == "/no_think"
     shown = here("presets").stdout
     assert all(name in shown for name in listed)

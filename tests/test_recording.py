@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFont
 from transformers import AutoTokenizer
 
-from transformers_lladav import BUNDLED_CHECKPOINT, asking, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, asking, recording_film, scenes
 from transformers_lladav.denoising_lladav import DenoisingStep
 from transformers_lladav.recording import Cell, Frame, Recorder, Recording
 from transformers_lladav.recording_film import FRESH_PAPER, MASK, PAPER, paint_frames, place
@@ -219,6 +219,23 @@ def test_transparent_pictures_lie_on_white(recording, tmp_path):
     clear = Image.new("RGBA", (50, 50), (255, 0, 0, 0))
     Recording(recording.frames, "", "", clear, cells=recording.cells).save_gif(tmp_path / "a.gif")
     assert frames_of(tmp_path / "a.gif")[0][0][0].getpixel((60, 60)) == (255, 255, 255)
+
+
+def test_letters_that_pillows_font_lacks_are_looked_for_on_the_system(monkeypatch):
+    tried = []
+
+    def truetype(name, size):
+        tried.append(name)
+        if len(tried) < 3:
+            raise OSError("no such font")
+
+    monkeypatch.setattr("transformers_lladav.recording_film.ImageFont.truetype", truetype)
+    assert recording_film._system_font("Was ist das?") is None
+    assert tried == []
+    assert recording_film._system_font("Was wäre das?") == recording_film.SYSTEM_FONTS[2] == tried[-1]
+    tried.clear()
+    monkeypatch.setattr("transformers_lladav.recording_film.SYSTEM_FONTS", ("none.ttf",))
+    assert recording_film._system_font("é") is None
 
 
 def test_other_letters_take_a_font(recording, tmp_path):

@@ -105,7 +105,7 @@ class Recording:
             width: of the animation in pixels; the height follows.
             milliseconds_per_step: how long a frame stays.
             hold: milliseconds that the finished answer stays.
-            font: a TrueType or OpenType file; needed for letters outside ASCII, which Pillow's own font has not.
+            font: a TrueType or OpenType file; by default Pillow's own, which has ASCII only, or one of the system.
 
         Raises:
             OSError: if the font cannot be read.

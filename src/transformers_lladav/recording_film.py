@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,15 @@ MASK = (222, 225, 231)
 FRESH_PAPER, FRESH_INK = (208, 240, 219), (12, 92, 46)
 PICTURE_SHARE = 0.4  # of the width between the margins
 FONT_PARTS = {"question": 44, "answer": 34, "step": 60}  # of the width
+# Looked for by Pillow in the folders of the system; those with most letters first.
+SYSTEM_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "msyh.ttc",
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "arial.ttf",
+)
 SMALLEST_LETTERS = 12  # pixels
 SHADES = 12  # between paper and ink, for smooth letters
 PICTURE_COLOURS = 256 - 3 * SHADES - 8
@@ -49,7 +59,7 @@ def paint_frames(
         texts: the cells of the finished answer.
         states: for each frame, what each cell is in it: all masks, after each step, and the last once more to stay.
         width: of the frames in pixels.
-        font: a font file; Pillow's own font by default.
+        font: a font file; by default Pillow's own font, or one of the system's for letters that it lacks.
 
     Returns:
         Pictures of one size with one palette.
@@ -72,6 +82,7 @@ class _Stage:
         scaled = picture.resize(size, Image.Resampling.LANCZOS)
         self.left, self.right = scaled.width + 2 * self.margin, width - self.margin
         sizes = {name: max(width / part, SMALLEST_LETTERS) for name, part in FONT_PARTS.items()}
+        font = font or _system_font("".join([question, *texts]))
         self.fonts = {name: _load(font, size) for name, size in sizes.items()}
         self.leading = {name: round(1.5 * size) for name, size in sizes.items()}
         column = self.right - self.left
@@ -117,6 +128,17 @@ class _Stage:
             draw.rectangle((bar[0], bar[1], bar[0] + (bar[2] - bar[0]) * index / steps, bar[3]), fill=FRESH_INK)
         label = (self.left, self.bottom - thickness - self.leading["step"])
         draw.text(label, f"step {index} / {steps}", fill=MUTED, font=self.fonts["step"])
+
+
+def _system_font(text: str) -> str | None:
+    """A font of this system for text that Pillow's own, which has ASCII only, cannot show; None if there is none."""
+    if text.isascii():
+        return None
+    for name in SYSTEM_FONTS:
+        with suppress(OSError):
+            ImageFont.truetype(name, 10)
+            return name
+    return None
 
 
 def _load(font: str | Path | None, size: float) -> Font:
