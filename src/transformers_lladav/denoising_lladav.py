@@ -212,10 +212,11 @@ class DenoisingLoop:
         self.early.start_block()
         step = 0
         while step < self.max_steps or self.extras.constraints:
-            samples = (self._competing(columns).any(dim=1) & ~self.finished).nonzero()[:, 0]  # (active,)
+            competing = self._competing(columns)  # (batch, block)
+            samples = (competing.any(dim=1) & ~self.finished).nonzero()[:, 0]  # (active,)
             if not len(samples):
                 break
-            self.step(block, step, samples, masked[samples])
+            self.step(block, step, samples, competing[samples], masked[samples])
             if step >= self.max_steps + self.block_length:
                 raise ValueError(
                     f"the constraints let no token be written in block {block}; a function for allowed tokens must "
@@ -231,18 +232,20 @@ class DenoisingLoop:
         masked = self.answer[:, columns] == self.config.mask_token_id
         return masked & self.inputs.present[:, columns] & (positions < self.stop_at[:, None])
 
-    def step(self, block: int, step: int, samples: torch.Tensor, masked: torch.Tensor) -> None:
+    def step(
+        self, block: int, step: int, samples: torch.Tensor, competing: torch.Tensor, masked: torch.Tensor
+    ) -> None:
         """Predict a block and commit what the rule chooses.
 
         Args:
             block: index of the block.
             step: index of the step inside it.
             samples: (active,), rows that take part.
+            competing: (active, block), positions that may be written.
             masked: (active,), how many masks each had at the start of the block.
         """
         columns = self._columns(block)
         live = self.answer[samples, columns]  # (active, block)
-        competing = self._competing(columns)[samples]
         prediction = self.predict(samples, columns, competing)
         steps = self.steps_per_block[samples]
         offer = Offer(
