@@ -262,6 +262,39 @@ def test_a_stop_string_may_straddle_a_block_border(small, tokenizer):
     assert output.finish_reasons == ["stop_string"]
 
 
+def test_a_streamer_of_a_batch_sees_nothing_of_a_stop(small):
+    free = small.generate(torch.cat([PROMPT, PROMPT + 1]), max_new_tokens=6, eos_token_id=None)[:, 4:].tolist()
+
+    class Blocks:
+        shown = []
+
+        def put(self, value):
+            self.shown.append(value.tolist())
+
+        def end(self):
+            self.shown.append("end")
+
+    def pieces(text, add_special_tokens):
+        return type("Encoded", (), {"input_ids": free[0][2:4]})
+
+    for eos, filler in ((None, PAD), (END, END)):
+        Blocks.shown = []
+        output = small.generate(
+            torch.cat([PROMPT, PROMPT + 1]),
+            max_new_tokens=6,
+            eos_token_id=eos,
+            stop_strings=["end"],
+            tokenizer=pieces,
+            streamer=Blocks(),
+            return_dict_in_generate=True,
+        )
+        _, block, end = Blocks.shown
+        assert end == "end"
+        for answer, row in zip(output.answers, block, strict=True):
+            assert row == answer.tolist() + [filler] * (6 - len(answer))
+        assert len(output.answers[0]) < 6
+
+
 def test_presets_set_what_they_say_and_arguments_win(small):
     def ask(**options):
         return small.generate(PROMPT, eos_token_id=None, return_dict_in_generate=True, **options)

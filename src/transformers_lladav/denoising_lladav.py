@@ -171,10 +171,16 @@ class DenoisingLoop:
         return slice(block * self.block_length, min((block + 1) * self.block_length, self.canvas))
 
     def _shown(self, block: int) -> torch.Tensor:
-        """The tokens of a block as a streamer sees them, (tokens,) at batch size 1: nothing from a stop on."""
+        """The tokens of a block as a streamer sees them, (tokens,) at batch size 1: nothing from a stop on.
+
+        In a batch, (batch, block), an end token stands at every position from a stop on.
+        """
         columns = self._columns(block)
         if len(self.answer) > 1:
-            return self.answer[:, columns].cpu()
+            behind = torch.arange(columns.start, columns.stop, device=self.answer.device) >= self.ends[:, None]
+            end_token = next(iter(self.config.stop_token_ids), self.config.pad_token_id)
+            shown = self.answer[:, columns]
+            return (shown if end_token is None else shown.masked_fill(behind, end_token)).cpu()
         end = min(columns.stop, max(columns.start, int(self.ends[0])))
         return self.answer[0, columns.start : end].cpu()
 
