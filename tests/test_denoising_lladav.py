@@ -536,6 +536,20 @@ def test_exactly_the_holes_are_filled_alone_and_in_a_batch(options, small):
     assert output.scores[0, 3:].isnan().all()
 
 
+def test_a_streamer_sees_no_masks_where_a_sample_has_no_holes(small):
+    shown = []
+
+    class Blocks:
+        def put(self, value):
+            shown.append(value.tolist())
+
+        def end(self):
+            pass
+
+    output = small.generate(**holes(ONE, TWO), infill=True, streamer=Blocks(), return_dict_in_generate=True)
+    assert shown[1] == [[*output.answers[0].tolist(), PAD, PAD], output.answers[1].tolist()]
+
+
 def test_messages_end_where_the_model_ends_them_whatever_a_call_stops_at(small):
     for stop in (None, 77):
         with pytest.raises(ValueError, match="outside its last message"):

@@ -173,12 +173,13 @@ class DenoisingLoop:
     def _shown(self, block: int) -> torch.Tensor:
         """The tokens of a block as a streamer sees them, (tokens,) at batch size 1: nothing from a stop on.
 
-        In a batch, (batch, block), an end token stands at every position from a stop on.
+        In a batch, (batch, block), an end token stands at every position from a stop on, and where there is no hole.
         """
         columns = self._columns(block)
         if len(self.answer) > 1:
             behind = torch.arange(columns.start, columns.stop, device=self.answer.device) >= self.ends[:, None]
             end_token = next(iter(self.config.stop_token_ids), self.config.pad_token_id)
+            behind |= ~self.inputs.present[:, columns]
             shown = self.answer[:, columns]
             return (shown if end_token is None else shown.masked_fill(behind, end_token)).cpu()
         end = min(columns.stop, max(columns.start, int(self.ends[0])))
