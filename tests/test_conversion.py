@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import command_line
 import parity
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig, LladaVProcessor
 from transformers_lladav.checkpoint_keys_lladav import native_key
+from transformers_lladav.weights import CheckpointError
 
 SIGLIP = parity.FOLDER / "checkpoint-siglip" / "config.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -51,7 +53,7 @@ def refusal(source, tmp_path, converter):
 
     def run(vision_config=SIGLIP):
         before = sorted(tmp_path.iterdir())
-        with pytest.raises(converter.CheckpointError) as caught:
+        with pytest.raises(CheckpointError) as caught:
             converter.convert(source, tmp_path / "made" / "output", vision_config)
         assert sorted(tmp_path.iterdir()) == before
         return str(caught.value)
@@ -128,7 +130,7 @@ def test_the_command_line(converter, tmp_path, capsys):
     arguments = ["--source", str(parity.OFFICIAL), "--output", str(tmp_path / "out"), "--vision-config", str(SIGLIP)]
     assert converter.main([*arguments, "--dtype", "float16"]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
-    assert converter.main(arguments) == 1
+    assert command_line.run(converter.main, arguments) == 1
     assert "exists and is not empty" in capsys.readouterr().err
 
 
@@ -150,7 +152,7 @@ def test_a_crash_while_writing_leaves_nothing(converter, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(converter, "write_processor", full_disk)
+    monkeypatch.setattr(converter, "write_all_but_weights", full_disk)
     with pytest.raises(OSError, match="No space left"):
         converter.convert(parity.OFFICIAL, tmp_path / "out", SIGLIP)
     assert list(tmp_path.iterdir()) == []

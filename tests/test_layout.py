@@ -65,6 +65,8 @@ MAY_IMPORT = {
     "official_config_lladav": {"configuration_lladav"},
     "publishing": SHIPPED,
     "files": set(),
+    "weights": set(),
+    "sources": {"weights"},
     "scenes": set(),
     "recipes": set(),
     "evaluation": {"files", "scenes"},
