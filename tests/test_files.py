@@ -81,10 +81,15 @@ def test_what_a_killed_run_left_is_removed_and_what_another_run_writes_is_not(tm
 
 def test_a_folder_that_another_run_finished_meanwhile_is_kept(tmp_path):
     target = tmp_path / "checkpoint"
-    with pytest.raises(FileExistsError, match="exists and is not empty"), new_folder(target) as scratch:
-        (scratch / "weights").write_text("late")
-        target.mkdir()
-        (target / "weights").write_text("early")
+
+    def finish_late():
+        with new_folder(target) as scratch:
+            (scratch / "weights").write_text("late")
+            target.mkdir()
+            (target / "weights").write_text("early")
+
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        finish_late()
     assert (target / "weights").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 

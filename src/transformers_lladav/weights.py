@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checkpoint_keys_lladav import native_key
+
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 2 * 10**9
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -25,9 +27,10 @@ TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "schedul
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 LISTED = 30  # problems in a message, so that it fits a screen
-CHUNK = 1 << 24  # elements looked at together
+CHUNK = 1 << 20  # entries looked at together
 
 Advance = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 class CheckpointError(ValueError):
@@ -176,6 +179,25 @@ def scan_folder(folder: Path, problems: list[str]) -> list[StoredTensor]:
     return list(tensors.values())
 
 
+def by_native_name(stored: Iterable[StoredTensor], problems: list[str]) -> dict[str, StoredTensor]:
+    """Tensors of a native or official checkpoint by their native names.
+
+    Args:
+        stored: the tensors.
+        problems: gets a sentence for every tensor that is there under both names.
+
+    Returns:
+        The tensors.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in stored:
+        name = native_key(tensor.key)
+        if name in tensors:
+            problems.append(f"{tensor.key} and {tensors[name].key} are the same tensor")
+        tensors[name] = tensor
+    return tensors
+
+
 def _scan_file(file: Path, problems: list[str]) -> list[StoredTensor]:
     found = []
     try:
@@ -266,8 +288,14 @@ def read_tensors(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def count_non_finite(tensor: torch.Tensor) -> int:
-    """Entries that are NaN or infinite, counted in pieces so that a large tensor needs no copy."""
-    return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.flatten().split(CHUNK))
+    """Entries that are NaN or infinite.
+
+    A sum that is finite has only finite terms, and summing is many times faster than looking at each entry; it goes
+    piece by piece, so that a large tensor needs no copy.
+    """
+    pieces = tensor.flatten().split(CHUNK)
+    suspects = (piece for piece in pieces if not torch.isfinite(piece.sum(dtype=torch.float32)))
+    return sum(int((~torch.isfinite(piece)).sum()) for piece in suspects)
 
 
 def bytes_after(tensors: Tensors, dtype: torch.dtype | None) -> int:
@@ -329,6 +357,9 @@ def write_weights(
 
     Returns:
         A sentence per tensor that holds NaN or infinite values; everything is written all the same.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     advance = advance or _ignore
     shards = plan_shards(tensors, dtype, max_shard_bytes)
@@ -340,7 +371,10 @@ def write_weights(
             if bad := count_non_finite(values[name]):
                 problems.append(_non_finite(name, tensors[name], bad, value, values[name]))
             advance(values[name].nbytes)
-        save_file(values, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(values, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written ({error}); is the disk full?") from error
         (folder / file).chmod(0o644)  # safetensors makes files for the owner only
         advance(sum(value.nbytes for value in values.values()))
     if len(shards) > 1:

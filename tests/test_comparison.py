@@ -1,0 +1,78 @@
+"""Two folders tensor by tensor."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import parity
+from transformers_lladav.comparison import compare
+
+
+@pytest.fixture
+def changed(converted_folder, tmp_path):
+    """A copy of the converted folder, with a function that changes its tensors."""
+    folder = shutil.copytree(converted_folder, tmp_path / "changed")
+
+    def change(function):
+        tensors = load_file(folder / "model.safetensors")
+        function(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return {item.name: item.text for item in compare(converted_folder, folder) if not item.equal}
+
+    return change
+
+
+NEWLINE, NORM = "model.image_newline", "model.language_model.norm.weight"
+
+
+def test_layouts_and_files_do_not_matter(converted_folder):
+    told = []
+    found = list(compare(converted_folder, parity.OFFICIAL, lambda *figures: told.append(figures)))
+    assert len(found) == 88
+    assert all(item.equal and not item.text for item in found)
+    sizes = sum(tensor.nbytes for tensor in load_file(converted_folder / "model.safetensors").values())
+    assert told[-1] == (sizes, sizes)
+
+
+def test_the_largest_difference_is_told(changed):
+    def change(tensors):
+        tensors[NEWLINE][:2] = 0
+        tensors[NORM][0], tensors[NORM][3] = tensors[NORM][0] + 0.5, tensors[NORM][3] - 2
+
+    def zero(tensors):
+        tensors[NEWLINE][:2] = 1
+
+    assert changed(change)[NORM] == "largest difference 2"
+    assert set(changed(zero)) == {NEWLINE, NORM}
+
+
+def test_types_shapes_and_absent_tensors(changed, converted_folder):
+    def change(tensors):
+        tensors[NEWLINE] = tensors[NEWLINE].float()
+        tensors[NORM] = torch.ones(3)
+        tensors["extra"] = torch.ones(1)
+        del tensors["lm_head.weight"]
+
+    found = changed(change)
+    assert found[NEWLINE] == "types bfloat16 and float32, equal values"
+    assert found[NORM] == "shapes [32] and [3]"
+    assert found["lm_head.weight"] == f"only in {converted_folder}"
+    assert found["extra"].startswith("only in ")
+    assert len(found) == 4
+
+
+def test_bits_are_compared_not_values(tmp_path):
+    for name, values in {"a": [0.0, float("nan")], "b": [-0.0, float("nan")], "c": [0.0, float("nan")]}.items():
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.tensor(values)}, tmp_path / name / "model.safetensors")
+    (other,) = compare(tmp_path / "a", tmp_path / "b")
+    assert not other.equal
+    (same,) = compare(tmp_path / "a", tmp_path / "c")
+    assert same.equal
+
+
+def test_a_folder_that_cannot_be_read(converted_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"there are no \*.safetensors files"):
+        list(compare(converted_folder, tmp_path))
