@@ -326,3 +326,14 @@ def test_ids_and_embeddings_exclude_each_other(model):
             model(**inputs)
     from_embeds = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
     assert torch.equal(from_embeds, model(input_ids=ids).logits)
+
+
+def test_pickled_weights_are_never_opened(tmp_path, tiny_model):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        LladaVForMaskedDiffusion.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use_safetensors=False is refused: pickled weights can run any code"):
+        LladaVForMaskedDiffusion.from_pretrained(tmp_path, use_safetensors=False)

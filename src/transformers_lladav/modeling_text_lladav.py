@@ -61,6 +61,32 @@ class LladaVPreTrainedModel(PreTrainedModel):
         if hasattr(module, "image_newline"):
             init.normal_(module.image_newline, mean=0.0, std=1 / math.sqrt(self.config.text_config.hidden_size))
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, use_safetensors: bool | None = True, **kwargs: Any
+    ) -> Any:
+        """Load as every transformers model does, but from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path: as in transformers.
+            *args: as in transformers.
+            use_safetensors: True; pickled weights are never opened, since they can run any code.
+            **kwargs: as in transformers.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: with `use_safetensors=False`.
+            OSError: if there are no safetensors files.
+        """
+        if use_safetensors is False:
+            raise ValueError(
+                "use_safetensors=False is refused: pickled weights can run any code when they are opened; save them "
+                "as safetensors on a machine you can afford to lose"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_original_format: bool = False, **kwargs: Any
     ) -> None:

@@ -75,6 +75,8 @@ def write_processor(processor: Any, directory: Path) -> None:
     """
     LladaVImageProcessor.register_for_auto_class()
     LladaVProcessor.register_for_auto_class()
+    for name in ("is_local", "local_files_only"):  # transformers' notes on where it was loaded from
+        processor.tokenizer.init_kwargs.pop(name, None)
     processor.save_pretrained(directory)
 
 

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 
 from .weights import DTYPES, StoredTensor, pickle_problems
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 WEIGHTS = ("*.safetensors",)
 

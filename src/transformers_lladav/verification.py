@@ -205,7 +205,7 @@ def _check_values(findings: _Findings, tensors: Mapping[str, StoredTensor], prog
 
 def digest(tensor: torch.Tensor) -> str:
     """The sha256 of a tensor's little-endian bytes in row-major order."""
-    return hashlib.sha256(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _check_tying(findings: _Findings, config: Any, digests: Mapping[str, str]) -> None:
