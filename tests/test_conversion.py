@@ -85,11 +85,13 @@ def test_config(converted_folder):
 
 def test_generation_config(converted_folder):
     settings = LladaVGenerationConfig.from_pretrained(converted_folder)
-    assert (settings.max_new_tokens, settings.block_length, settings.max_denoising_steps) == (128, 128, 128)
+    assert settings.schedule() == (128, 128, 128)
+    settings.change({"max_new_tokens": 8})
+    assert settings.schedule() == (8, 8, 8)
     assert (settings.eos_token_id, settings.pad_token_id, settings.bos_token_id) == (126348, 126081, 126080)
     assert settings.mask_token_id == 126336
     loaded = LladaVForMaskedDiffusion.from_pretrained(converted_folder).generation_config
-    assert (loaded.block_length, loaded.eos_token_id) == (128, 126348)
+    assert (loaded.max_new_tokens, loaded.eos_token_id) == (128, 126348)
 
 
 def test_processor(converted_folder, processor):

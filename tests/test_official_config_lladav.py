@@ -11,6 +11,7 @@ from transformers_lladav.official_config_lladav import (
     read_pinpoints,
     read_tiling,
     translate_config,
+    translate_image_settings,
     vision_sizes,
 )
 from transformers_lladav.tiling_lladav import DEFAULT_PINPOINTS
@@ -84,9 +85,26 @@ def test_another_model_type_is_the_only_problem_reported():
     ]
 
 
-def test_without_tensors_the_tower_is_siglip2(official):
-    config = LladaVConfig(**translate_config(official))
+@pytest.mark.parametrize("said", [{"mm_hidden_size": 1152}, {"mm_hidden_size": None}])
+def test_without_tensors_the_tower_is_siglip2(official, said):
+    config = LladaVConfig(**translate_config(official | said))
     assert config.vision_config.to_dict() == LladaVConfig().vision_config.to_dict()
+
+
+def test_without_tensors_another_tower_is_not_guessed(official):
+    with pytest.raises(ValueError, match=r"mm_hidden_size=32, so .* not SigLIP2-so400m \(1152\).*vision_config="):
+        translate_config(official)
+    sizes = translate_config(official, vision={"hidden_size": 32, "num_attention_heads": 4})["vision_config"]
+    assert (sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_hidden_layers"]) == (32, 4, 26)
+
+
+def test_the_image_processor_needs_no_heads(official):
+    settings = translate_image_settings(official, tower_shapes(32, 3, positions=256, patch=16))
+    assert (settings["size"], settings["patch_size"]) == ({"height": 256, "width": 256}, 16)
+    assert (settings["max_tiles"], settings["newline_position"]) == (4, "grid")
+    assert settings["image_grid_pinpoints"] == DEFAULT_PINPOINTS
+    del official["image_grid_pinpoints"]
+    assert "image_grid_pinpoints" not in translate_image_settings(official, tower_shapes())
 
 
 def test_sizes_are_read_from_shapes():
@@ -106,6 +124,32 @@ def test_heads_of_other_towers_must_be_given():
     with pytest.raises(ValueError, match=r"hidden_size=32, and its number of attention heads.*--vision-config"):
         vision_sizes(tower_shapes(32))
     assert vision_sizes(tower_shapes(32), {"hidden_size": 32, "num_attention_heads": 2})["num_attention_heads"] == 2
+
+
+def test_what_a_vision_config_leaves_out_is_read_from_the_shapes():
+    sizes = vision_sizes(tower_shapes(768, 11, 196, 3072, 16), {"num_attention_heads": 12})
+    assert sizes["hidden_size"] == 768
+    assert (sizes["intermediate_size"], sizes["num_hidden_layers"], sizes["image_size"]) == (3072, 11, 224)
+
+
+def test_what_a_file_of_transformers_leaves_out_has_its_default():
+    base = {"vision_config": {"model_type": "siglip_vision_model"}}
+    sizes = vision_sizes(tower_shapes(768, 11, 196, 3072, 16), base)
+    assert (sizes["num_attention_heads"], sizes["image_size"], sizes["num_hidden_layers"]) == (12, 224, 11)
+    assert vision_sizes({}, base)["num_hidden_layers"] == 11
+
+
+def test_heads_that_were_left_out_by_hand_are_not_guessed():
+    with pytest.raises(ValueError, match="hidden_size=768, and its number of attention heads"):
+        vision_sizes(tower_shapes(768), {"image_size": 384})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", 768), ("intermediate_size", 3072), ("patch_size", 16), ("num_channels", 1)]
+)
+def test_a_vision_config_of_another_tower_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"tower has {field}=\d+, but the vision configuration has {value}; is this"):
+        vision_sizes(tower_shapes(), {field: value})
 
 
 @pytest.mark.parametrize(("stored", "whole"), [(3, 4), (3, 3), (0, 4)])

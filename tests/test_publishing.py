@@ -14,7 +14,7 @@ def test_code_is_what_the_entry_modules_import():
     assert set(ENTRY_MODULES) <= names
     assert {"generation_lladav", "denoising_lladav", "tiling_lladav", "checkpoint_keys_lladav"} <= names
     assert all(name.endswith("_lladav") for name in names)
-    assert "official_config_lladav" not in names
+    assert {"official_config_lladav", "official_folder_lladav", "official_processor_lladav"} <= names
 
 
 def test_code_is_copied_as_it_is(tmp_path):

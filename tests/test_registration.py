@@ -6,6 +6,9 @@ import sys
 import pytest
 
 CHECK = """
+import json, tempfile
+from pathlib import Path
+
 import transformers_lladav as ours
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -18,6 +21,14 @@ assert type(AutoModel.from_config(config.text_config)) is ours.LladaVTextModel
 processor = AutoProcessor.from_pretrained(folder)
 assert type(processor) is ours.LladaVProcessor
 assert type(processor.image_processor) is ours.LladaVImageProcessor
+
+sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+official = {"model_type": "llava_llada", **dict.fromkeys(sizes, 126464), "num_attention_heads": 1}
+with tempfile.TemporaryDirectory() as folder:
+    Path(folder, "config.json").write_text(json.dumps(official))
+    config = AutoConfig.from_pretrained(folder)
+assert type(config) is ours.LladaVConfig
+assert config.text_config.vocab_size == 126464
 """
 
 

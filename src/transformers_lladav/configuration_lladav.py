@@ -1,23 +1,15 @@
 """Hyper-parameters of LLaDA-V: sizes, token ids and picture geometry, checked when they are made."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import auto_docstring
 
+from .official_config_lladav import OFFICIAL_MODEL_TYPE, SIGLIP2_SO400M
+from .official_folder_lladav import is_official, native_config, source_folder
 from .tiling_lladav import DEFAULT_PINPOINTS
-
-SIGLIP2_SO400M = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-    "vision_use_head": False,
-}
 
 
 @auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
@@ -162,6 +154,48 @@ class LladaVConfig(PreTrainedConfig):
             self.output_vocab_size = self.text_config.vocab_size
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`; that of an official checkpoint is translated.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a file or a Hub id.
+            **kwargs: those of transformers; with an official checkpoint also `vision_config`, the configuration of
+                its SigLIP tower, for towers whose number of heads is not known.
+
+        Returns:
+            The content in the words of this class, and what is left of `**kwargs`.
+
+        Raises:
+            OfficialCheckpointError: if an official configuration cannot be translated.
+        """
+        content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_official(content):
+            source = source_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
+            content = native_config(content, source, unused.pop("vision_config", None))
+        return content, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from the content of a `config.json`, native or official.
+
+        Args:
+            config_dict: the content.
+            **kwargs: as for `get_config_dict`; the tensors that tell an official tower's sizes are looked for in
+                `name_or_path`.
+
+        Returns:
+            The configuration, and with `return_unused_kwargs` what is left of `**kwargs`.
+
+        Raises:
+            OfficialCheckpointError: if an official configuration cannot be translated.
+        """
+        if is_official(config_dict):
+            config_dict = native_config(config_dict, kwargs.get("name_or_path"), kwargs.pop("vision_config", None))
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def patches_per_side(self) -> int:
         """Patches along one side of a tile: 384 // 14 = 27."""
@@ -189,4 +223,15 @@ class LladaVConfig(PreTrainedConfig):
             raise ValueError(f"max_tiles={self.max_tiles} must be at least 1")
 
 
-__all__ = ["LladaVConfig", "LladaVTextConfig"]
+class LladaVOfficialConfig(PreTrainedConfig):
+    """Stands for the official model type in `AutoConfig`; what it loads is a [`LladaVConfig`]."""
+
+    model_type = OFFICIAL_MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As [`LladaVConfig.from_dict`]."""
+        return LladaVConfig.from_dict(config_dict, **kwargs)
+
+
+__all__ = ["LladaVConfig", "LladaVOfficialConfig", "LladaVTextConfig"]

@@ -295,6 +295,7 @@ class LladaVGenerationMixin(GenerationMixin):
         from_pipeline: str | None,
         pretrained_model_name_or_path: str | None,
         trust_remote_code: bool | None = None,
+        vision_config: Any = None,
         **loading_options: Any,
     ) -> None:
         """Load `generation_config.json` as a [`LladaVGenerationConfig`]; called by `from_pretrained`.

@@ -10,10 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .configuration_lladav import SIGLIP2_SO400M
-
 OFFICIAL_MODEL_TYPE = "llava_llada"
 DEFAULT_TILE = 384
+
+SIGLIP2_SO400M = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+GIVE_VISION_CONFIG = "give its SigLIP configuration with --vision-config, or as vision_config= to from_pretrained"
 
 # Fields whose other values mean a computation that this package does not have. A missing field is fine.
 SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -99,13 +109,41 @@ def translate_config(
         raise ValueError("\n".join(problems))
     text = {name: official[name] for name in TEXT_FIELDS if official.get(name) is not None}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": float(official.get("rope_theta", 500000.0))}
-    sizes = vision_sizes(shapes or {}, vision, official.get("image_grid_pinpoints"))
-    return {
-        "text_config": text,
-        "vision_config": sizes,
-        "newline_position": official.get("mm_newline_position", "grid"),
-        **read_tiling(official, sizes["image_size"]),
-    }
+    sizes = vision_sizes(shapes or {}, vision, official.get("image_grid_pinpoints"), official.get("mm_hidden_size"))
+    return {"text_config": text, "vision_config": sizes, **_picture_settings(official, sizes["image_size"])}
+
+
+def translate_image_settings(
+    official: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """How an official checkpoint wants its pictures; the vision tower's number of heads need not be known.
+
+    Args:
+        official: as for `translate_config`.
+        shapes: as for `translate_config`.
+        vision: as for `translate_config`.
+
+    Returns:
+        Keyword arguments of [`LladaVImageProcessor`].
+
+    Raises:
+        ValueError: listing every field that cannot be translated, or if the tile size cannot be told.
+    """
+    if problems := config_problems(official):
+        raise ValueError("\n".join(problems))
+    sizes = _tower_sizes(shapes or {}, vision, official.get("image_grid_pinpoints"), official.get("mm_hidden_size"))
+    tile = sizes["image_size"]
+    settings = _picture_settings(official, tile)
+    if settings["image_grid_pinpoints"] is None:
+        del settings["image_grid_pinpoints"]
+    return {"size": {"height": tile, "width": tile}, "patch_size": sizes["patch_size"], **settings}
+
+
+def _picture_settings(official: Mapping[str, Any], tile: int) -> dict[str, Any]:
+    """What the model and the image processor must agree on."""
+    return {"newline_position": official.get("mm_newline_position", "grid"), **read_tiling(official, tile)}
 
 
 def read_tiling(official: Mapping[str, Any], tile: int) -> dict[str, Any]:
@@ -168,43 +206,76 @@ def vision_sizes(
     shapes: Mapping[str, Sequence[int]],
     vision: Mapping[str, Any] | None = None,
     pinpoints: str | Sequence[Sequence[int]] | None = None,
+    hidden_size: int | None = None,
 ) -> dict[str, Any]:
     """Sizes of the vision tower.
 
     Args:
         shapes: shape of every tensor by its native name; the number of layers is always theirs, since a SigLIP
             configuration counts the last layer, which LLaDA-V drops.
-        vision: content of a SigLIP configuration; without it every size is read from the shapes.
+        vision: content of a SigLIP configuration; what it leaves out is read from the shapes.
         pinpoints: the official canvases, which tell the picture size when it is not a multiple of the patch size.
+        hidden_size: the official `mm_hidden_size`, for when nothing else is known.
 
     Returns:
         Keyword arguments of `SiglipVisionConfig` with its `model_type`.
 
     Raises:
-        ValueError: if the number of heads is not known.
+        ValueError: if the number of heads or the sizes are not known, or `vision` is about another tower.
     """
-    sizes = dict(SIGLIP2_SO400M)
-    layers = _count_vision_layers(shapes)
-    if layers:
-        sizes["num_hidden_layers"] = layers
-    if vision is not None:
-        vision = vision.get("vision_config") or vision
-        sizes.update({name: vision[name] for name in VISION_FIELDS if name in vision})
-        whole = vision.get("num_hidden_layers", layers + 1)
-        if layers not in (0, whole - 1, whole):
-            raise ValueError(
-                f"the checkpoint has {layers} vision layers, but the vision configuration has {whole}, of which "
-                f"LLaDA-V keeps {whole - 1}; is this the configuration of its vision tower?"
-            )
-        sizes["num_hidden_layers"] = layers or whole - 1
-        return sizes
-    sizes.update(_sizes_from_shapes(shapes, pinpoints))
-    if sizes["hidden_size"] != SIGLIP2_SO400M["hidden_size"]:
+    sizes = _tower_sizes(shapes, vision, pinpoints, hidden_size)
+    if sizes["hidden_size"] != SIGLIP2_SO400M["hidden_size"] and "num_attention_heads" not in _vision_part(vision):
         raise ValueError(
             f"the vision tower has hidden_size={sizes['hidden_size']}, and its number of attention heads cannot be "
-            "seen in the tensors; give its SigLIP configuration with --vision-config"
+            f"seen in the tensors; {GIVE_VISION_CONFIG}"
         )
     return sizes
+
+
+def _tower_sizes(
+    shapes: Mapping[str, Sequence[int]],
+    vision: Mapping[str, Any] | None,
+    pinpoints: str | Sequence[Sequence[int]] | None,
+    hidden_size: int | None,
+) -> dict[str, Any]:
+    """As `vision_sizes`, with a number of heads that is right only if the caller says so or it is SigLIP2-so400m."""
+    stored, layers = _sizes_from_shapes(shapes, pinpoints), _count_vision_layers(shapes)
+    sizes: dict[str, Any] = {**SIGLIP2_SO400M, **stored}
+    if layers:
+        sizes["num_hidden_layers"] = layers
+    if vision is None:
+        if not stored and hidden_size not in (None, SIGLIP2_SO400M["hidden_size"]):
+            raise ValueError(
+                f"config.json has mm_hidden_size={hidden_size}, so the vision tower is not SigLIP2-so400m (1152), and "
+                f"there are no tensors to read its sizes from; {GIVE_VISION_CONFIG}"
+            )
+        return sizes
+    part = _vision_part(vision)
+    for name in ("hidden_size", "intermediate_size", "num_channels", "patch_size"):
+        if name in part and part[name] != stored.get(name, part[name]):
+            raise ValueError(
+                f"the checkpoint's vision tower has {name}={stored[name]}, but the vision configuration has "
+                f"{part[name]}; is this the configuration of its vision tower?"
+            )
+    whole = part.get("num_hidden_layers", sizes["num_hidden_layers"] + 1)
+    if layers not in (0, whole - 1, whole):
+        raise ValueError(
+            f"the checkpoint has {layers} vision layers, but the vision configuration has {whole}, of which "
+            f"LLaDA-V keeps {whole - 1}; is this the configuration of its vision tower?"
+        )
+    sizes.update({name: part[name] for name in VISION_FIELDS if name in part})
+    sizes["num_hidden_layers"] = layers or whole - 1
+    return sizes
+
+
+def _vision_part(vision: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The vision part of a SigLIP configuration; a file of transformers leaves out what has its default value."""
+    part: Mapping[str, Any] = (vision or {}).get("vision_config") or vision or {}
+    if part.get("model_type") == SIGLIP2_SO400M["model_type"]:
+        from transformers import SiglipVisionConfig  # importing it loads the Auto classes, which import us
+
+        return SiglipVisionConfig(**part).to_dict()
+    return part
 
 
 def _count_vision_layers(shapes: Mapping[str, Sequence[int]]) -> int:

@@ -1,8 +1,4 @@
-"""Chats, pictures and video frames to model inputs.
-
-The prompt format is that of LLaDA-V's inference (arXiv:2505.16933): nothing stands between a picture and the text
-after it. `image_separator="\\n"`, a template variable, gives what its training saw.
-"""
+"""Chats, pictures and video frames to model inputs."""
 
 import re
 from typing import Any
@@ -10,6 +6,7 @@ from typing import Any
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
+from .chat_template_lladav import build_chat_template
 from .chat_text_lladav import (
     as_batch,
     check_continuable,
@@ -23,56 +20,10 @@ from .chat_text_lladav import (
     text_with_holes,
 )
 from .image_processing_lladav import LladaVImageProcessorKwargs, count_image_tokens
+from .official_processor_lladav import load_parts
 from .tiling_lladav import tile_layout
 
 BESIDE_THE_CHAT = "beside_the_chat"
-
-DEFAULT_SYSTEM_PROMPT = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
-
-CHAT_TEMPLATE = """\
-{%- set separator = image_separator if image_separator is defined else '' -%}
-{%- macro render(content) -%}
-  {%- if content is string -%}
-    {{- content | replace('<image>\\n', '<image>' + separator) -}}
-  {%- else -%}
-    {%- for part in content -%}
-      {%- if part.type == 'image' -%}{{- '<image>' + separator -}}
-      {%- elif part.type == 'video' -%}{{- '<video>' + separator -}}
-      {%- elif part.type == 'text' -%}{{- part.text -}}
-      {%- else -%}{{- raise_exception('a content part has type ' + part.type + '; use text, image or video') -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-{{- '<|startoftext|>' -}}
-{%- if messages[0].role != 'system' -%}
-  {{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + default_system_prompt + '<|eot_id|>' -}}
-{%- endif -%}
-{%- for message in messages -%}
-  {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-  {{- render(message.content) | trim -}}
-  {{- '<|eot_id|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-{%- endif -%}
-"""
-
-
-def build_chat_template(default_system_prompt: str = DEFAULT_SYSTEM_PROMPT) -> str:
-    """The Jinja template of a checkpoint.
-
-    Args:
-        default_system_prompt: what a chat without a system message starts with.
-
-    Returns:
-        The template; variables are those of transformers and `image_separator`.
-    """
-    literal = default_system_prompt.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"{{%- set default_system_prompt = '{literal}' -%}}\n" + CHAT_TEMPLATE
 
 
 class LladaVProcessorKwargs(ProcessingKwargs, total=False):
@@ -119,6 +70,30 @@ class LladaVProcessor(ProcessorMixin):
         token_id = tokenizer.backend_tokenizer.token_to_id
         self.image_token_id, self.video_token_id = token_id(image_token), token_id(video_token)
         self.mask_token_id = token_id(mask_token)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *, vision_config: Any = None, **kwargs: Any) -> Any:
+        """Load a processor; for an official checkpoint, which has none, make it from its configuration and tokenizer.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            vision_config: SigLIP configuration of an official checkpoint's vision tower, if its tile size cannot be
+                told from the folder: a configuration, its content, or its path. Elsewhere it is not needed.
+            **kwargs: those of transformers.
+
+        Returns:
+            The processor.
+
+        Raises:
+            OfficialCheckpointError: if an official configuration cannot be translated, or the tokenizer has other ids
+                than it assumes.
+        """
+        parts = load_parts(pretrained_model_name_or_path, vision_config, **kwargs)
+        if parts is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = cls.from_args_and_dict(parts, {}, **kwargs)
+        processor.tokenizer.chat_template = processor.chat_template  # as it is where a processor was saved
+        return processor
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any

@@ -123,6 +123,8 @@ def build_processor(config: Any, tokenizer: Any) -> LladaVProcessor:
 def generation_defaults(config: Any) -> LladaVGenerationConfig:
     """The settings of the official demonstration, with the token ids of a checkpoint.
 
+    Block and steps, there 128 as well, follow from the length: whoever asks for another length gets one block of it.
+
     Args:
         config: its configuration.
 
@@ -131,8 +133,6 @@ def generation_defaults(config: Any) -> LladaVGenerationConfig:
     """
     return LladaVGenerationConfig(
         max_new_tokens=ANSWER_LENGTH,
-        block_length=ANSWER_LENGTH,
-        max_denoising_steps=ANSWER_LENGTH,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
         bos_token_id=config.text_config.bos_token_id,

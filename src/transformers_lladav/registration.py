@@ -36,6 +36,7 @@ class Registration(NamedTuple):
 
 def _register_configs(auto: Any, own: Any) -> None:
     auto.AutoConfig.register("lladav", own.LladaVConfig, exist_ok=True)
+    auto.AutoConfig.register("llava_llada", own.LladaVOfficialConfig, exist_ok=True)
     auto.AutoConfig.register("lladav_text", own.LladaVTextConfig, exist_ok=True)
 
 

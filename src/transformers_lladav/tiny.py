@@ -14,12 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from . import scenes
+from .chat_template_lladav import build_chat_template
 from .configuration_lladav import LladaVConfig
 from .diffusion_lladav import IGNORE_INDEX
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .image_processing_lladav import LladaVImageProcessor
 from .modeling_lladav import LladaVForMaskedDiffusion
-from .processing_lladav import LladaVProcessor, build_chat_template
+from .processing_lladav import LladaVProcessor
 from .recipes import TinyRecipe
 
 SYSTEM_PROMPT = "Look at the picture."

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from .chat_template_lladav import build_chat_template
 from .configuration_lladav import LladaVConfig
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .official_config_lladav import OFFICIAL_MODEL_TYPE, translate_config
-from .processing_lladav import LladaVProcessor, build_chat_template
+from .processing_lladav import LladaVProcessor
 from .publishing import AUTO_MAP, ENTRY_MODULES, build_processor, code_files, model_shapes
 from .weights import (
     CHUNK,
