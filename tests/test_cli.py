@@ -28,7 +28,7 @@ def picture(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train"]),
+        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train", "push"]),
         (
             ["ask", "--help"],
             ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],
@@ -36,6 +36,10 @@ def picture(tmp_path_factory):
         (["chat", "--help"], ["PICTURE", "--model", "--preset"]),
         (["eval", "--help"], ["--split", "--questions", "--output"]),
         (["train", "tiny", "--help"], ["--run", "--set", "--output"]),
+        (
+            ["push", "--help"],
+            ["DIR", "REPO", "--private", "--dry-run", "--revision", "--message", "--create-pr", "--base-model"],
+        ),
     ],
 )
 def test_help_names_what_there_is(arguments, words):

@@ -125,8 +125,8 @@ MAY_IMPORT = {
     "cli_publishing": {"cli_console", "pushing"},
     "result_tables": set(),
     "card_facts": {"weights"},
-    "cards": {"__init__", "card_facts", "presets_lladav", "recipes", "result_tables"},
-    "adapter_checks": {"card_facts", "weights"},
+    "cards": {"__init__", "card_facts", "presets_lladav", "recipes", "result_tables", "sources", "weights"},
+    "adapter_checks": {"card_facts", "sources", "weights"},
     "pushing": {
         "__init__",
         "adapter_checks",

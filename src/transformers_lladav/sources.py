@@ -8,21 +8,49 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     SafetensorsParsingError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .weights import DTYPES, StoredTensor, pickle_problems
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+CACHED = re.compile(r"models--(.+)")
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 WEIGHTS = ("*.safetensors",)
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a name means a repository on the Hub: `owner/name`, and no such folder is here."""
-    return not Path(source).exists() and HUB_ID.fullmatch(source) is not None
+def is_hub_id(source: object) -> bool:
+    """Whether a name means a repository on the Hub: `owner/name`, and no such folder is here.
+
+    Args:
+        source: what a user typed, or some file says.
+    """
+    if not isinstance(source, str) or source.count("/") != 1 or Path(source).exists():
+        return False
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def origin(source: str, folder: Path) -> str | None:
+    """The repository and commit that a checkpoint comes from, if that can be told.
+
+    Args:
+        source: a folder or a Hub id.
+        folder: what `fetch` made of it; in the Hub's cache it has the commit's name.
+
+    Returns:
+        `owner/name@commit`, or None for a folder outside the cache.
+    """
+    *_, repository, snapshots, commit = ("", "", *folder.absolute().parts)
+    if snapshots != "snapshots" or not (cached := CACHED.fullmatch(repository)):
+        return source if is_hub_id(source) else None
+    return f"{cached[1].replace('--', '/')}@{commit}"
 
 
 def fetch(source: str, revision: str | None = None, weights: bool = True) -> Path:

@@ -26,6 +26,7 @@ TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "schedul
 # Buffers that older releases stored and that are computed here.
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+ORIGIN = "converted_from"
 LISTED = 30  # problems in a message, so that it fits a screen
 CHUNK = 1 << 20  # entries looked at together
 
@@ -150,6 +151,24 @@ def pickle_problems(names: Iterable[str]) -> list[str]:
     ]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        Files called `model*.safetensors`, as transformers loads them, and those that an index names; if there are
+        none, all safetensors files.
+    """
+    try:
+        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = set()
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if file.name in named or file.name.startswith("model")] or files
+
+
 def scan_folder(folder: Path, problems: list[str]) -> list[StoredTensor]:
     """Read the headers of all safetensors files of a checkpoint, and compare them with its index.
 
@@ -162,7 +181,7 @@ def scan_folder(folder: Path, problems: list[str]) -> list[StoredTensor]:
         Every tensor that can be read, file by file.
     """
     problems += pickle_problems(path.name for path in folder.glob("*"))
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         problems.append("there are no *.safetensors files")
     tensors: dict[str, StoredTensor] = {}
@@ -344,6 +363,7 @@ def write_weights(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     advance: Advance | None = None,
+    origin: str | None = None,
 ) -> list[str]:
     """Copy tensors into a folder, one output file in memory at a time.
 
@@ -354,6 +374,7 @@ def write_weights(
         max_shard_bytes: size of the largest file, and with it the memory that is needed.
         advance: told of bytes: of each tensor that has been read and of each file that has been written, together
             twice `bytes_after(tensors, dtype)`.
+        origin: where the tensors come from unchanged, as `stored_origin` gives it back.
 
     Returns:
         A sentence per tensor that holds NaN or infinite values; everything is written all the same.
@@ -363,6 +384,7 @@ def write_weights(
     """
     advance = advance or _ignore
     shards = plan_shards(tensors, dtype, max_shard_bytes)
+    metadata = {"format": "pt"} | ({ORIGIN: origin} if origin else {})
     problems: list[str] = []
     for file, names in shards.items():
         values: dict[str, torch.Tensor] = {}
@@ -372,7 +394,7 @@ def write_weights(
                 problems.append(_non_finite(name, tensors[name], bad, value, values[name]))
             advance(values[name].nbytes)
         try:
-            save_file(values, folder / file, metadata={"format": "pt"})
+            save_file(values, folder / file, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"{file} cannot be written ({error}); is the disk full?") from error
         (folder / file).chmod(0o644)  # safetensors makes files for the owner only
@@ -385,6 +407,29 @@ def write_weights(
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return problems
+
+
+def stored_origin(folder: Path) -> str | None:
+    """The Hub repository whose tensors a folder holds under other names but unchanged.
+
+    It stands in the header of every weight file; transformers leaves it out when it saves a model, so that what was
+    trained further does not claim it.
+
+    Args:
+        folder: a checkpoint.
+
+    Returns:
+        Such as `GSAI-ML/LLaDA-V`, with `@` and the commit if that is known; None if a file does not say, cannot be
+        read, or says something else than another.
+    """
+    origins: set[str | None] = set()
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                origins.add((handle.metadata() or {}).get(ORIGIN))
+        except (SafetensorError, OSError):
+            return None
+    return origins.pop() if len(origins) == 1 else None
 
 
 def _ignore(_: int) -> None:

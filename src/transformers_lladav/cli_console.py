@@ -1,0 +1,30 @@
+"""What the commands share: where they print, and options that several of them have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out, err = Console(), Console(stderr=True)
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a checkpoint; by default the bundled one.")
+]
+DeviceOption = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+CodeOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
+
+
+@contextmanager
+def loading(show: bool = True) -> Iterator[None]:
+    """One status line on a terminal in place of the bars of transformers."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if not show:
+        yield
+        return
+    with err.status("Loading the model ..."):
+        yield
