@@ -8,37 +8,34 @@ anything is written, the values while they are copied, and the output folder app
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerFast
 
-from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, progress_bar, run
+from checkpoint_folders import list_tensors, main_dtype, read_tokenizer, write_folder
+from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, run
 from transformers_lladav import LladaVConfig, LladaVProcessor
-from transformers_lladav.checkpoint_keys_lladav import native_key
-from transformers_lladav.files import check_free, check_space, new_folder
+from transformers_lladav.files import check_free
 from transformers_lladav.official_config_lladav import config_problems, translate_config
 from transformers_lladav.publishing import build_processor, model_shapes, write_all_but_weights
-from transformers_lladav.sources import fetch, is_hub_id, remote_headers
+from transformers_lladav.sources import fetch
 from transformers_lladav.weights import (
     MAX_SHARD_BYTES,
-    Advance,
     CheckpointError,
     StoredTensor,
+    Tensors,
+    by_native_name,
     bytes_after,
     plan_shards,
     read_json,
-    scan_folder,
     tensor_problems,
-    write_weights,
 )
 
-BESIDE_WEIGHTS = 20 * 10**6  # bytes of tokenizer, code and configurations, generously
+CONSEQUENCE = "cannot be converted; nothing was written"
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Plan:
     source: str
     config: Any
     processor: LladaVProcessor
-    tensors: Mapping[str, StoredTensor]
+    tensors: Tensors
 
 
 def make_plan(
@@ -82,11 +79,7 @@ def make_plan(
     vision = None if vision_config is None else read_json(_config_file(vision_config), problems)
     tokenizer = read_tokenizer(folder, problems)
     known = not problems
-    if weights or not is_hub_id(source):
-        stored = scan_folder(folder, problems)
-    else:
-        stored = remote_headers(source, revision, problems)
-    tensors = _by_native_name(stored, problems)
+    tensors = by_native_name(list_tensors(source, folder, revision, weights, problems), problems)
     if official and (wrong := config_problems(official)):
         problems, known = [*wrong, *problems], False
     if not known:
@@ -104,41 +97,11 @@ def make_plan(
 
 
 def _refusal(source: str, problems: list[str]) -> CheckpointError:
-    return CheckpointError(source, problems, "cannot be converted; nothing was written")
+    return CheckpointError(source, problems, CONSEQUENCE)
 
 
 def _config_file(path: Path) -> Path:
     return path / "config.json" if path.is_dir() else path
-
-
-def _by_native_name(stored: list[StoredTensor], problems: list[str]) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    for tensor in stored:
-        name = native_key(tensor.key)
-        if name in tensors:
-            problems.append(f"{tensor.key} and {tensors[name].key} are the same tensor")
-        tensors[name] = tensor
-    return tensors
-
-
-def read_tokenizer(folder: Path, problems: list[str]) -> Any:
-    """The tokenizer of an official folder.
-
-    Args:
-        folder: the folder.
-        problems: gets a sentence if it cannot be read.
-
-    Returns:
-        The tokenizer, or None.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        problems.append("tokenizer.json is missing; copy the tokenizer files of the release into the folder")
-        return None
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        problems.append(f"the tokenizer cannot be read: {error}")
-        return None
 
 
 def convert(
@@ -172,33 +135,42 @@ def convert(
     output = Path(output)
     check_free(output)
     plan = make_plan(source, None if vision_config is None else Path(vision_config), revision)
-    size = bytes_after(plan.tensors, dtype)
-    check_space(output, size + BESIDE_WEIGHTS)
-    with new_folder(output) as folder:
-        if show_progress:
-            with progress_bar("converting", 2 * size) as advance:
-                _write(plan, folder, dtype, max_shard_bytes, advance)
-        else:
-            _write(plan, folder, dtype, max_shard_bytes)
-    return output
+    return write_plan(plan, output, CONSEQUENCE, dtype, max_shard_bytes, "converting" if show_progress else None)
 
 
-def _write(
-    plan: Plan, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int, advance: Advance | None = None
-) -> None:
-    if problems := write_weights(plan.tensors, folder, dtype, max_shard_bytes, advance):
-        raise _refusal(plan.source, problems)
+def write_plan(
+    plan: Plan,
+    output: Path,
+    consequence: str,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress_title: str | None = None,
+) -> Path:
+    """Write a native folder.
+
+    Args:
+        plan: what it holds; the type of its tensors is written into its configuration.
+        output: as for `write_folder`.
+        consequence: as for `write_folder`.
+        dtype: as for `write_folder`.
+        max_shard_bytes: as for `write_folder`.
+        progress_title: as for `write_folder`.
+
+    Returns:
+        The output folder.
+    """
     plan.config.dtype = dtype or main_dtype(plan.tensors)
-    write_all_but_weights(plan.config, plan.processor, folder)
 
+    def write_rest(folder: Path) -> None:
+        write_all_but_weights(plan.config, plan.processor, folder)
 
-def main_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
-    """The type of most tensors."""
-    return Counter(tensor.dtype for tensor in tensors.values()).most_common(1)[0][0]
+    return write_folder(
+        output, plan.source, plan.tensors, write_rest, consequence, dtype, max_shard_bytes, progress_title
+    )
 
 
 def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Iterator[str]:
-    """What a conversion would write, every key.
+    """What would be written, every key.
 
     Args:
         plan: the plan.
@@ -229,7 +201,8 @@ def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Ite
         for name in names:
             tensor = plan.tensors[name]
             kind = str(dtype or tensor.dtype).removeprefix("torch.")
-            yield f"  {tensor.key} -> {name}  {list(tensor.shape)} {kind}"
+            origin = tensor.key if isinstance(tensor, StoredTensor) else "(new)"
+            yield f"  {origin} -> {name}  {list(tensor.shape)} {kind}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,12 +8,10 @@ from safetensors import safe_open
 
 import parity
 from transformers_lladav import LladaVForMaskedDiffusion
-from transformers_lladav.checkpoint_keys_lladav import native_key
+from transformers_lladav.checkpoint_keys_lladav import language_key, native_key, official_key, vision_key
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-
-
-@pytest.mark.parametrize(
+OFFICIAL_AND_NATIVE = pytest.mark.parametrize(
     ("official", "native"),
     [
         ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
@@ -29,8 +27,81 @@ TOWER = "model.vision_tower.vision_tower.vision_model."
         (TOWER + "post_layernorm.weight", "model.vision_tower.post_layernorm.weight"),
     ],
 )
+
+
+@OFFICIAL_AND_NATIVE
 def test_official_names_become_native(official, native):
     assert native_key(official) == native
+
+
+@OFFICIAL_AND_NATIVE
+def test_native_names_become_official(official, native):
+    assert official_key(native) == official
+    assert official_key(official) == official
+
+
+def test_every_native_name_has_one_official_name(model):
+    index = json.loads((parity.OFFICIAL / "model.safetensors.index.json").read_text())
+    official = [official_key(name) for name in model.state_dict()]
+    assert sorted(official) == sorted(index["weight_map"])
+    assert [native_key(name) for name in official] == list(model.state_dict())
+
+
+def test_every_name_of_llada_goes_where_the_official_code_put_it():
+    entries = parity.numbers("conversion")["language"]
+    assert {entry["source"]: official_key(language_key(entry["source"])) for entry in entries} == {
+        entry["source"]: entry["target"] for entry in entries
+    }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.transformer.blocks.0.att_proj.weight",
+        "model.transformer.blocks.0.ff_proj.weight.extra",
+        "model.transformer.blocks.x.ff_proj.weight",
+        "model.transformer.block_groups.0.0.ff_proj.weight",
+        "model.transformer.wpe.weight",
+        "transformer.wte.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "lm_head.weight",
+    ],
+)
+def test_llada_has_no_other_names(key):
+    assert language_key(key) is None
+
+
+def test_the_output_of_a_block_is_not_the_head():
+    assert language_key("model.transformer.ff_out.weight") == "lm_head.weight"
+    assert (
+        language_key("model.transformer.blocks.12.ff_out.weight")
+        == "model.language_model.layers.12.mlp.down_proj.weight"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", ""])
+def test_every_name_of_siglip_goes_where_the_official_code_put_it(prefix):
+    conversion = parity.numbers("conversion")
+    for entry in conversion["vision"]:
+        key = entry["source"].replace("vision_model.", prefix)
+        assert official_key(vision_key(key, 3)) == entry["target"], key
+    for source in conversion["vision_dropped"]:
+        assert vision_key(source.replace("vision_model.", prefix), 3) == "", source
+
+
+def test_layers_are_dropped_by_number_and_not_by_their_first_digit():
+    assert vision_key("vision_model.encoder.layers.26.mlp.fc1.weight", 26) == ""
+    kept = "encoder.layers.{}.mlp.fc1.weight"
+    for number in (2, 25):
+        assert vision_key(f"vision_model.{kept.format(number)}", 26) == f"model.vision_tower.{kept.format(number)}"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["logit_scale_2", "vision_model.logit_bias", "vision_tower.embeddings.x", "encoder", "heads.x", "pre.head.x"],
+)
+def test_siglip_has_no_other_names(key):
+    assert vision_key(key, 3) is None
 
 
 def test_native_names_stay(tiny_model):

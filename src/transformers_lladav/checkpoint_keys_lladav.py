@@ -1,7 +1,8 @@
 """The key table: what a tensor is called in each layout. It stands once, for loading, converting and exporting.
 
-Four layouts hold LLaDA-V or parts of it: the native one, the official release's, LLaDA's own (the language model before
-it saw pictures) and SigLIP's (the vision tower before). Every other layout is translated through the official one.
+Four layouts hold LLaDA-V or parts of it: the native one, the official release's, LLaDA's own (the language model
+before it saw pictures) and SigLIP's (the vision tower before). Every other layout is translated through the official
+one.
 """
 
 import re
