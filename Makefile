@@ -33,8 +33,9 @@ lint: $(VENV)/.dev  ## Check style and formatting.
 types: $(VENV)/.dev  ## Check types.
 	$(VENV)/bin/mypy
 
-readme: $(VENV)/.dev  ## Render the tables of the README from the result files.
+readme: $(VENV)/.dev  ## Render the tables of the README and the bundled model card from the result files.
 	$(VENV)/bin/python model_cards/render_readme.py
+	$(VENV)/bin/python model_cards/render_card.py
 
 clean:  ## Remove the environment and everything generated.
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache

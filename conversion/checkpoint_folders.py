@@ -81,6 +81,7 @@ def write_folder(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress_title: str | None = None,
+    origin: str | None = None,
 ) -> Path:
     """Write a checkpoint folder that appears only when it is complete.
 
@@ -93,6 +94,7 @@ def write_folder(
         dtype: type of the written tensors; by default each keeps its own.
         max_shard_bytes: size of the largest weight file.
         progress_title: what the bar on standard error says; None for no bar.
+        origin: as for `write_weights`.
 
     Returns:
         The output folder.
@@ -106,10 +108,10 @@ def write_folder(
     check_space(output, size + BESIDE_WEIGHTS)
     with new_folder(output) as folder:
         if progress_title is None:
-            problems = write_weights(tensors, folder, dtype, max_shard_bytes)
+            problems = write_weights(tensors, folder, dtype, max_shard_bytes, origin=origin)
         else:
             with progress_bar(progress_title, 2 * size) as advance:
-                problems = write_weights(tensors, folder, dtype, max_shard_bytes, advance)
+                problems = write_weights(tensors, folder, dtype, max_shard_bytes, advance, origin)
         if problems:
             raise CheckpointError(source, problems, consequence)
         write_rest(folder)

@@ -34,7 +34,7 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind, run it again to start anew", file=sys.stderr)
+        print("interrupted; no half-written folder is left, run it again to start anew", file=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -9,7 +9,7 @@ anything is written, the values while they are copied, and the output folder app
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from checkpoint_folders import list_tensors, main_dtype, read_tokenizer, write_folder
 from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, run
-from transformers_lladav import LladaVConfig, LladaVProcessor
+from transformers_lladav import LladaVConfig, LladaVProcessor, pushing
 from transformers_lladav.files import check_free
 from transformers_lladav.official_config_lladav import config_problems, translate_config
 from transformers_lladav.publishing import build_processor, model_shapes, write_all_but_weights
-from transformers_lladav.sources import fetch
+from transformers_lladav.sources import fetch, is_hub_id, origin
 from transformers_lladav.weights import (
     MAX_SHARD_BYTES,
     CheckpointError,
@@ -47,12 +47,14 @@ class Plan:
         config: the native configuration.
         processor: the processor with its placeholders.
         tensors: every tensor by its native name, file by file.
+        origin: the Hub repository that the tensors come from, if it is known.
     """
 
     source: str
     config: Any
     processor: LladaVProcessor
     tensors: Tensors
+    origin: str | None = None
 
 
 def make_plan(
@@ -93,7 +95,7 @@ def make_plan(
         raise _refusal(source, [*problems, *str(error).splitlines()]) from error
     if problems:
         raise _refusal(source, problems)
-    return Plan(source, config, processor, tensors)
+    return Plan(source, config, processor, tensors, origin(source, folder))
 
 
 def _refusal(source: str, problems: list[str]) -> CheckpointError:
@@ -112,6 +114,7 @@ def convert(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     revision: str | None = None,
     show_progress: bool = False,
+    downloaded_from: str | None = None,
 ) -> Path:
     """Convert an official LLaDA-V checkpoint.
 
@@ -123,6 +126,7 @@ def convert(
         max_shard_bytes: size of the largest weight file, and with it the memory that is needed.
         revision: branch, tag or commit of a Hub id.
         show_progress: whether a bar is drawn on standard error.
+        downloaded_from: the Hub id of a local folder; recorded in the weight files, for the model card.
 
     Returns:
         The output folder.
@@ -135,6 +139,8 @@ def convert(
     output = Path(output)
     check_free(output)
     plan = make_plan(source, None if vision_config is None else Path(vision_config), revision)
+    if downloaded_from is not None:
+        plan = replace(plan, origin=downloaded_from)
     return write_plan(plan, output, CONSEQUENCE, dtype, max_shard_bytes, "converting" if show_progress else None)
 
 
@@ -165,7 +171,15 @@ def write_plan(
         write_all_but_weights(plan.config, plan.processor, folder)
 
     return write_folder(
-        output, plan.source, plan.tensors, write_rest, consequence, dtype, max_shard_bytes, progress_title
+        output,
+        plan.source,
+        plan.tensors,
+        write_rest,
+        consequence,
+        dtype,
+        max_shard_bytes,
+        progress_title,
+        plan.origin,
     )
 
 
@@ -201,8 +215,8 @@ def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Ite
         for name in names:
             tensor = plan.tensors[name]
             kind = str(dtype or tensor.dtype).removeprefix("torch.")
-            origin = tensor.key if isinstance(tensor, StoredTensor) else "(new)"
-            yield f"  {origin} -> {name}  {list(tensor.shape)} {kind}"
+            official = tensor.key if isinstance(tensor, StoredTensor) else "(new)"
+            yield f"  {official} -> {name}  {list(tensor.shape)} {kind}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -229,7 +243,15 @@ def main(argv: list[str] | None = None) -> int:
         help="config.json of the SigLIP vision tower, or its folder; by default its sizes are read from the tensors, "
         "which works for SigLIP2-so400m (the number of attention heads cannot be seen in others)",
     )
+    parser.add_argument(
+        "--origin",
+        metavar="ID",
+        help="Hub id that a local folder was downloaded from, such as GSAI-ML/LLaDA-V; recorded in the weight files, "
+        "so that the model card can name it (known by itself for a Hub id and for a folder of the Hub's cache)",
+    )
     add_weight_options(parser)
+    parser.add_argument("--push-to", metavar="REPO", help="publish the result as OWNER/NAME, as `lladav push` does")
+    parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository private")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -238,16 +260,41 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.output is None and not arguments.dry_run:
         parser.error("--output is required, unless it is a --dry-run")
+    if arguments.private and arguments.push_to is None:
+        parser.error("--private needs --push-to REPO")
+    if arguments.origin is not None and not is_hub_id(arguments.origin):
+        parser.error(f"--origin {arguments.origin} is no Hub id such as GSAI-ML/LLaDA-V")
     dtype, shard_bytes = chosen_dtype(arguments), chosen_shard_bytes(arguments)
+    if arguments.push_to is not None:
+        pushing.check_repo_id(arguments.push_to)
     if arguments.dry_run:
         plan = make_plan(arguments.source, arguments.vision_config, arguments.revision, weights=False)
         print("\n".join(describe(plan, dtype, shard_bytes)))
         return 0
+    if arguments.push_to is not None:
+        pushing.check_login()  # before the work, not after it
     folder = convert(
-        arguments.source, arguments.output, arguments.vision_config, dtype, shard_bytes, arguments.revision, True
+        arguments.source,
+        arguments.output,
+        arguments.vision_config,
+        dtype,
+        shard_bytes,
+        arguments.revision,
+        show_progress=True,
+        downloaded_from=arguments.origin,
     )
     print(f"wrote {folder}")
+    if arguments.push_to is not None:
+        print(f"published: {_publish(folder, arguments.push_to, arguments.private)}")
     return 0
+
+
+def _publish(folder: Path, repo_id: str, private: bool) -> str:
+    try:
+        return pushing.push(pushing.plan_upload(folder, repo_id), private)
+    except (ValueError, OSError) as error:
+        again = f"lladav push {folder} {repo_id}{' --private' if private else ''}"
+        raise OSError(f"{error}\n{folder} is complete all the same; publish it with: {again}") from error
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 
 from transformers_lladav.result_tables import (
     RULE_NAMES,
+    conversion_table,
     decoding_table,
     evaluation_table,
     infilling_table,
@@ -103,6 +104,7 @@ TABLES = {
     "decoding": ("decoding", decoding_table),
     "infilling": ("decoding", infilling_table),
     "repeats": ("decoding", repeats_table),
+    "conversion": ("conversion", conversion_table),
 }
 
 

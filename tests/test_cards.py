@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_eval_result
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -105,6 +105,25 @@ def test_the_papers_scores_are_metadata_with_their_source(official):
         assert "paper" in result.source_name
         assert "reported" in result.metric_name
     assert paper_results() == results
+
+
+def test_the_papers_scores_have_the_shape_of_metadata_eval_result(official):
+    made = metadata_eval_result(
+        model_pretty_name="LLaDA-V",
+        task_pretty_name="",
+        task_id="image-text-to-text",
+        metrics_pretty_name="score reported by the authors",
+        metrics_id="score",
+        metrics_value=48.6,
+        dataset_pretty_name="MMMU",
+        dataset_id="mmmu",
+    )["model-index"][0]
+    ours = ModelCard(official.content).data.to_dict()["model-index"][0]
+    entry = made["results"][0]
+    del entry["task"]["name"], entry["metrics"][0]["verified"]
+    entry["source"] = {"name": "LLaDA-V paper, arXiv:2505.16933", "url": "https://arxiv.org/abs/2505.16933"}
+    assert ours["results"][0] == entry
+    assert made["name"] == ours["name"]
 
 
 def test_the_papers_table_shows_scores_beside_the_settings_they_were_measured_with():

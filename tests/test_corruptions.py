@@ -138,7 +138,7 @@ def test_a_terminated_run_leaves_nothing_and_can_be_started_again(source, shelf)
     process.terminate()
     _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; nothing was left behind" in message
+    assert "interrupted; no half-written folder is left" in message
     assert unchanged(shelf)
     assert command_line.run(convert_checkpoint.main, arguments(source, shelf / "out")) == 0
 

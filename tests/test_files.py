@@ -38,6 +38,19 @@ def test_a_failure_leaves_the_old_folder_and_no_scratch(tmp_path):
     assert (target / "old").read_text() == "kept"
 
 
+def test_a_failure_removes_the_parent_folders_it_made_and_no_others(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def fail():
+        with new_folder(tmp_path / "there" / "new" / "newer" / "checkpoint"):
+            raise RuntimeError("disk is full")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_a_folder_with_content_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import convert_checkpoint
 import parity
 from hub_server import HubServer
-from transformers_lladav.sources import fetch, is_hub_id
+from transformers_lladav.sources import fetch, is_hub_id, origin
+from transformers_lladav.weights import stored_origin
 
 SCRIPT = convert_checkpoint.__file__
 SIGLIP = parity.FOLDER / "checkpoint-siglip" / "config.json"
@@ -52,6 +55,13 @@ def test_what_a_name_means(tmp_path, monkeypatch):
     assert fetch("GSAI-ML/LLaDA-V") == Path("GSAI-ML/LLaDA-V")
     with pytest.raises(FileNotFoundError, match="nowhere is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V"):
         fetch("nowhere")
+
+
+def test_where_a_folder_comes_from(tmp_path):
+    cached = tmp_path / "hub" / "models--GSAI-ML--LLaDA-V" / "snapshots" / "0123abc"
+    assert origin("GSAI-ML/LLaDA-V", cached) == "GSAI-ML/LLaDA-V@0123abc"
+    assert origin(str(cached), cached) == "GSAI-ML/LLaDA-V@0123abc"
+    assert origin(str(tmp_path), tmp_path) is None
 
 
 def test_only_safe_files_are_fetched(hub, tmp_path):
@@ -94,7 +104,14 @@ def test_a_hub_id_is_converted_like_the_folder(hub, tmp_path, converted_folder):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in output.iterdir()} == {path.name for path in converted_folder.iterdir()}
     for path in converted_folder.iterdir():
-        assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+        if path.suffix == ".safetensors":
+            ours, theirs = load_file(output / path.name), load_file(path)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        else:
+            assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+    assert stored_origin(output) == f"{REPO}@{hub.repos[REPO].refs['main']}"
+    assert stored_origin(converted_folder) is None
 
 
 def test_a_repository_of_pickles_is_refused_before_the_download(hub, tmp_path):
@@ -138,3 +155,37 @@ def test_without_a_network_the_cache_is_used(hub, tmp_path):
     assert len(hub.requests) == asked
     never = run(hub, tmp_path / "empty", "-c", code, HF_HUB_OFFLINE="1")
     assert "OSError: somebody/LLaDA-V cannot be downloaded" in never.stderr
+
+
+def test_a_converted_checkpoint_is_published(hub, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["--source", REPO, "--vision-config", str(SIGLIP), "--output", str(output)]
+    done = run(hub, tmp_path, SCRIPT, *arguments, "--push-to", "somebody/LLaDA-V-hf", "--private")
+    assert done.returncode == 0, done.stderr
+    assert f"published: {hub.endpoint}/somebody/LLaDA-V-hf" in done.stdout
+    repo = hub.repos["somebody/LLaDA-V-hf"]
+    assert repo.private
+    files = repo.files()
+    assert set(files) - {".gitattributes"} == {path.name for path in output.iterdir()} | {"README.md"}
+    assert files["model.safetensors"].content == (output / "model.safetensors").read_bytes()
+
+
+def test_who_cannot_publish_is_told_before_the_work(hub, tmp_path):
+    arguments = ["--source", REPO, "--vision-config", str(SIGLIP), "--output", str(tmp_path / "out")]
+    done = run(hub, tmp_path, SCRIPT, *arguments, "--push-to", "somebody/new", HF_TOKEN="")
+    assert done.returncode == 1
+    assert "error: you are not logged in to the Hub" in done.stderr
+    assert not (tmp_path / "out").exists()
+    malformed = run(hub, tmp_path, SCRIPT, *arguments, "--push-to", "new")
+    assert malformed.returncode == 1
+    assert "'new' is not the id of a repository" in malformed.stderr
+
+
+def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(hub, tmp_path):
+    arguments = ["--source", REPO, "--vision-config", str(SIGLIP), "--output", str(tmp_path / "out")]
+    done = run(hub, tmp_path, SCRIPT, *arguments, "--push-to", "stranger/name")
+    assert done.returncode == 1
+    assert (
+        f"out is complete all the same; publish it with: lladav push {tmp_path / 'out'} stranger/name" in done.stderr
+    )
+    assert (tmp_path / "out" / "model.safetensors").is_file()

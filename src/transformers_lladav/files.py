@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -76,6 +76,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         FileExistsError: if something with content stands there and may not be replaced.
     """
     check_free(path, replace)
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -95,6 +96,9 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         lock.release()
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # somebody else uses it by now
+            for folder in missing:
+                folder.rmdir()
         raise
 
 

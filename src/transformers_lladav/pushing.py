@@ -159,6 +159,22 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
+def check_login(api: HfApi | None = None) -> str:
+    """Ask the Hub who is logged in, before work is done that is to be published.
+
+    Args:
+        api: who talks to the Hub.
+
+    Returns:
+        The user's name.
+
+    Raises:
+        OSError: if nobody is, or the Hub cannot be reached.
+    """
+    with _hub_errors(""):
+        return str((api or HfApi()).whoami()["name"])
+
+
 def check_model(folder: Path, progress: Progress | None = None) -> Checked:
     """Check a native checkpoint.
 
@@ -283,8 +299,7 @@ def push(
         listing = "\n".join(f"- {error}" for error in upload.checked.errors)
         raise ValueError(f"{upload.folder} cannot be published; nothing was uploaded:\n{listing}")
     api = api or HfApi(library_name="transformers_lladav", library_version=__version__)
-    with _hub_errors(upload.repo_id):
-        user = api.whoami()["name"]
+    user = check_login(api)
     with _hub_errors(upload.repo_id, user):
         _prepare_repository(api, upload.repo_id, private, None if create_pr else revision)
         there = api.list_repo_files(upload.repo_id, revision=revision)

@@ -171,3 +171,33 @@ def repeats_table(document: dict[str, Any]) -> str:
         )
     rows.append(f"\n{document['repeats'][0]['samples']} captions of 96 tokens, the end token forbidden.")
     return "\n".join(rows)
+
+
+def conversion_table(document: dict[str, Any]) -> str:
+    """Memory and time of a conversion.
+
+    Args:
+        document: written by measure_conversion.py.
+
+    Returns:
+        A Markdown table of what was measured beside what follows for the whole checkpoint.
+    """
+    measured, whole = document["measured"], document["extrapolated"]
+    rows = [
+        "| converting | checkpoint | largest file written | peak memory | of it not file pages | time |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| measured: real shapes, {measured['language_layers']} of {whole['language_layers']} layers, bfloat16 "
+        f"| {measured['checkpoint_bytes'] / 1e9:.2f} GB | {measured['largest_output_file_bytes'] / 1e9:.2f} GB "
+        f"| {measured['peak_bytes'] / 1e9:.2f} GB | {measured['peak_anonymous_bytes'] / 1e9:.2f} GB "
+        f"| {measured['seconds']:.0f} s |",
+        f"| **extrapolated** to all layers | {whole['checkpoint_bytes'] / 1e9:.2f} GB "
+        f"| {whole['largest_output_file_bytes'] / 1e9:.2f} GB | {whole['peak_bytes'] / 1e9:.2f} GB | "
+        f"| {whole['seconds']:.0f} s |",
+    ]
+    machine = document["machine"]
+    rows.append(
+        f"\nMedian time and largest peak of {len(measured['runs'])} runs, {machine['cores']} CPU cores; a plain copy "
+        f"of the same files, in turn with them, took {measured['plain_copy_seconds']:.0f} s. Memory grows with the "
+        f"largest file written, time with the checkpoint. `{document['command']}`."
+    )
+    return "\n".join(rows)

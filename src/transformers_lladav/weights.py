@@ -374,7 +374,7 @@ def write_weights(
         max_shard_bytes: size of the largest file, and with it the memory that is needed.
         advance: told of bytes: of each tensor that has been read and of each file that has been written, together
             twice `bytes_after(tensors, dtype)`.
-        origin: where the tensors come from unchanged, as `stored_origin` gives it back.
+        origin: the Hub repository they come from, as `stored_origin` gives it back.
 
     Returns:
         A sentence per tensor that holds NaN or infinite values; everything is written all the same.
@@ -410,7 +410,7 @@ def write_weights(
 
 
 def stored_origin(folder: Path) -> str | None:
-    """The Hub repository whose tensors a folder holds under other names but unchanged.
+    """The Hub repository whose tensors a folder holds under other names.
 
     It stands in the header of every weight file; transformers leaves it out when it saves a model, so that what was
     trained further does not claim it.
