@@ -21,7 +21,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from checkpoint_folders import list_tensors, main_dtype, read_tokenizer
-from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, run
+from command_line import add_output_options, chosen_dtype, chosen_shard_bytes, parse, run
 from convert_checkpoint import Plan, describe, write_plan
 from transformers_lladav import LladaVConfig
 from transformers_lladav.checkpoint_keys_lladav import language_key, vision_key
@@ -350,7 +350,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     for part in ("language", "vision", "tokenizer"):
         parser.add_argument(f"--{part}-revision", metavar="NAME", help=f"branch, tag or commit of a Hub id (--{part})")
-    parser.add_argument("--output", type=Path, help="folder to make; must not exist or be empty")
     parser.add_argument(
         "--seed", type=int, default=0, help="decides the projector and the newline vector (default: %(default)s)"
     )
@@ -361,15 +360,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="longest sequence; positions have no weights, so that it may exceed that of LLaDA (default: %(default)s)",
     )
-    add_weight_options(parser)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and every key and write nothing; of Hub ids only headers are downloaded",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.output is None and not arguments.dry_run:
-        parser.error("--output is required, unless it is a --dry-run")
+    add_output_options(parser)
+    arguments = parse(parser, argv)
     if arguments.tokenizer_revision is not None and arguments.tokenizer is None:
         parser.error("--tokenizer-revision goes with --tokenizer; of the language model's it is --language-revision")
     parts = Parts(

@@ -1,7 +1,7 @@
 """What the conversion scripts share: reading the parts of a checkpoint folder, and writing a whole one."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers_lladav.weights import (
     StoredTensor,
     Tensors,
     bytes_after,
+    plan_shards,
     scan_folder,
     write_weights,
 )
@@ -70,6 +71,27 @@ def main_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
     for tensor in tensors.values():
         parameters[tensor.dtype] += torch.Size(tensor.shape).numel()
     return parameters.most_common(1)[0][0]
+
+
+def describe_files(tensors: Tensors, dtype: torch.dtype | None, max_shard_bytes: int) -> Iterator[str]:
+    """What weight files would be written, every key.
+
+    Args:
+        tensors: by the name they get.
+        dtype: type of the written tensors, or None.
+        max_shard_bytes: size of the largest weight file.
+
+    Yields:
+        Lines.
+    """
+    for file, names in plan_shards(tensors, dtype, max_shard_bytes).items():
+        size = bytes_after({name: tensors[name] for name in names}, dtype)
+        yield f"{file}: {len(names)} tensors, {size / 1e9:.2f} GB"
+        for name in names:
+            tensor = tensors[name]
+            kind = str(dtype or tensor.dtype).removeprefix("torch.")
+            before = tensor.key if isinstance(tensor, StoredTensor) else "(new)"
+            yield f"  {before} -> {name}  {list(tensor.shape)} {kind}"
 
 
 def write_folder(

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,12 +62,13 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
         yield lambda done: progress.advance(task, done)
 
 
-def add_weight_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every script that writes weights.
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every script that writes a checkpoint.
 
     Args:
-        parser: gets `--dtype` and `--max-shard-size`.
+        parser: gets `--output`, `--dtype`, `--max-shard-size` and `--dry-run`.
     """
+    parser.add_argument("--output", type=Path, help="folder to make; must not exist or be empty")
     parser.add_argument(
         "--dtype",
         choices=("keep", "bfloat16", "float16", "float32"),
@@ -80,6 +82,27 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="size of the largest weight file, and with it the memory needed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and every key and write nothing; of a Hub id only headers are downloaded",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse a command line with output options.
+
+    Args:
+        parser: the parser.
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The arguments; there is an output, or it is a dry run.
+    """
+    arguments = parser.parse_args(argv)
+    if arguments.output is None and not arguments.dry_run:
+        parser.error("--output is required, unless it is a --dry-run")
+    return arguments
 
 
 def chosen_dtype(arguments: argparse.Namespace) -> torch.dtype | None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from checkpoint_folders import list_tensors, main_dtype, read_tokenizer, write_folder
-from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, run
+from checkpoint_folders import describe_files, list_tensors, main_dtype, read_tokenizer, write_folder
+from command_line import add_output_options, chosen_dtype, chosen_shard_bytes, parse, run
 from transformers_lladav import LladaVConfig, LladaVProcessor, pushing
 from transformers_lladav.files import check_free
 from transformers_lladav.official_config_lladav import config_problems, translate_config
@@ -26,11 +26,9 @@ from transformers_lladav.sources import fetch, is_hub_id, origin
 from transformers_lladav.weights import (
     MAX_SHARD_BYTES,
     CheckpointError,
-    StoredTensor,
     Tensors,
     by_native_name,
     bytes_after,
-    plan_shards,
     read_json,
     tensor_problems,
 )
@@ -194,7 +192,6 @@ def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Ite
     Yields:
         Lines.
     """
-    shards = plan_shards(plan.tensors, dtype, max_shard_bytes)
     text, vision = plan.config.text_config, plan.config.vision_config
     yield f"source: {plan.source}, {len(plan.tensors)} tensors, {bytes_after(plan.tensors, None) / 1e9:.2f} GB"
     yield (
@@ -209,14 +206,7 @@ def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Ite
         f"placeholders: <image> {plan.config.image_token_id}, <video> {plan.config.video_token_id}; "
         f"mask {plan.config.mask_token_id}; answers consist of ids below {plan.config.output_vocab_size}"
     )
-    for file, names in shards.items():
-        size = bytes_after({name: plan.tensors[name] for name in names}, dtype)
-        yield f"{file}: {len(names)} tensors, {size / 1e9:.2f} GB"
-        for name in names:
-            tensor = plan.tensors[name]
-            kind = str(dtype or tensor.dtype).removeprefix("torch.")
-            official = tensor.key if isinstance(tensor, StoredTensor) else "(new)"
-            yield f"  {official} -> {name}  {list(tensor.shape)} {kind}"
+    yield from describe_files(plan.tensors, dtype, max_shard_bytes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -235,7 +225,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--source", required=True, help="folder or Hub id of the official release (llava_llada)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--output", type=Path, help="folder to make; must not exist or be empty")
     parser.add_argument(
         "--vision-config",
         type=Path,
@@ -249,17 +238,10 @@ def main(argv: list[str] | None = None) -> int:
         help="Hub id that a local folder was downloaded from, such as GSAI-ML/LLaDA-V; recorded in the weight files, "
         "so that the model card can name it (known by itself for a Hub id and for a folder of the Hub's cache)",
     )
-    add_weight_options(parser)
+    add_output_options(parser)
     parser.add_argument("--push-to", metavar="REPO", help="publish the result as OWNER/NAME, as `lladav push` does")
     parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository private")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and every key and write nothing; of a Hub id only headers are downloaded",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.output is None and not arguments.dry_run:
-        parser.error("--output is required, unless it is a --dry-run")
+    arguments = parse(parser, argv)
     if arguments.private and arguments.push_to is None:
         parser.error("--private needs --push-to REPO")
     if arguments.origin is not None and not is_hub_id(arguments.origin):

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from checkpoint_folders import list_tensors, main_dtype, write_folder
-from command_line import add_weight_options, chosen_dtype, chosen_shard_bytes, run
+from checkpoint_folders import describe_files, list_tensors, main_dtype, write_folder
+from command_line import add_output_options, chosen_dtype, chosen_shard_bytes, parse, run
 from transformers_lladav import LladaVConfig
+from transformers_lladav.chat_template_lladav import build_chat_template
 from transformers_lladav.checkpoint_keys_lladav import official_key
 from transformers_lladav.files import check_free
 from transformers_lladav.official_config_lladav import OFFICIAL_MODEL_TYPE
@@ -43,7 +44,6 @@ from transformers_lladav.weights import (
     StoredTensor,
     by_native_name,
     bytes_after,
-    plan_shards,
     read_json,
     tensor_problems,
 )
@@ -68,6 +68,7 @@ class ExportPlan:
         vision_tower: what the official `config.json` will name.
         tensors: every tensor by its official name.
         tokenizer_files: content by file name.
+        notes: what is lost, a sentence each.
     """
 
     source: str
@@ -75,6 +76,7 @@ class ExportPlan:
     vision_tower: str
     tensors: Mapping[str, StoredTensor]
     tokenizer_files: Mapping[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def files(self, dtype: torch.dtype | None) -> dict[str, dict[str, Any]]:
         """What stands beside the weights.
@@ -131,7 +133,14 @@ def make_plan(
     if problems or config is None:
         raise CheckpointError(source, problems, CONSEQUENCE)
     official = {official_key(name): tensor for name, tensor in tensors.items()}
-    return ExportPlan(source, config, vision_tower, official, files)
+    return ExportPlan(source, config, vision_tower, official, files, _template_note(folder))
+
+
+def _template_note(folder: Path) -> tuple[str, ...]:
+    path = folder / "chat_template.jinja"
+    if not path.is_file() or path.read_text(encoding="utf-8").strip() == build_chat_template().strip():
+        return ()
+    return ("the chat template is not the usual one and is not exported: the official code has its own prompts",)
 
 
 def _read_config(folder: Path, problems: list[str]) -> Any:
@@ -229,6 +238,8 @@ def export(
     output = Path(output)
     check_free(output)
     plan = make_plan(source, vision_tower, revision)
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
 
     def write_rest(folder: Path) -> None:
         for name, content in plan.files(dtype).items():
@@ -253,13 +264,8 @@ def describe(plan: ExportPlan, dtype: torch.dtype | None, max_shard_bytes: int) 
     yield f"vision tower: {plan.vision_tower}"
     yield f"tokenizer: {plan.config.output_vocab_size} entries, without the placeholders"
     yield f"beside the weights: {', '.join(plan.files(dtype))}"
-    for file, names in plan_shards(plan.tensors, dtype, max_shard_bytes).items():
-        size = bytes_after({name: plan.tensors[name] for name in names}, dtype)
-        yield f"{file}: {len(names)} tensors, {size / 1e9:.2f} GB"
-        for name in names:
-            tensor = plan.tensors[name]
-            kind = str(dtype or tensor.dtype).removeprefix("torch.")
-            yield f"  {tensor.key} -> {name}  {list(tensor.shape)} {kind}"
+    yield from (f"note: {note}" for note in plan.notes)
+    yield from describe_files(plan.tensors, dtype, max_shard_bytes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -278,7 +284,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--source", required=True, help="folder or Hub id of a native model (lladav)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--output", type=Path, help="folder to make; must not exist or be empty")
     parser.add_argument(
         "--vision-tower",
         default=VISION_TOWER,
@@ -286,15 +291,8 @@ def main(argv: list[str] | None = None) -> int:
         help="SigLIP model that the official code takes the sizes of the vision tower from: a Hub id, or a folder "
         "(default: %(default)s)",
     )
-    add_weight_options(parser)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and every key and write nothing; of a Hub id only headers are downloaded",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.output is None and not arguments.dry_run:
-        parser.error("--output is required, unless it is a --dry-run")
+    add_output_options(parser)
+    arguments = parse(parser, argv)
     dtype, shard_bytes = chosen_dtype(arguments), chosen_shard_bytes(arguments)
     source, tower, revision = arguments.source, arguments.vision_tower, arguments.revision
     if arguments.dry_run:

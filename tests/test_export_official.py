@@ -546,6 +546,17 @@ def test_the_command_line(converted_folder, exported, tmp_path, capsys):
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+def test_a_template_of_ones_own_is_lost_and_said_to_be(native, tmp_path, capsys):
+    template = native / "chat_template.jinja"
+    export(native, tmp_path / "usual", TOWER)
+    assert capsys.readouterr().err == ""
+    template.write_text(template.read_text().replace("helpful", "harmless"))
+    export(native, tmp_path / "own", TOWER)
+    assert "note: the chat template is not the usual one and is not exported" in capsys.readouterr().err
+    for path in (tmp_path / "usual").iterdir():
+        assert (tmp_path / "own" / path.name).read_bytes() == path.read_bytes()
+
+
 FROM_THE_HUB = """
 import json, sys
 from pathlib import Path
