@@ -189,3 +189,13 @@ def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(hub, tmp_path)
         f"out is complete all the same; publish it with: lladav push {tmp_path / 'out'} stranger/name" in done.stderr
     )
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_network_that_is_down(hub, tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for arguments in (["--output", str(tmp_path / "out")], ["--dry-run"]):
+        done = run(hub, tmp_path, SCRIPT, "--source", REPO, *arguments, **nowhere)
+        assert done.returncode == 1
+        assert "error: somebody/LLaDA-V cannot be downloaded" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("\n") < 12

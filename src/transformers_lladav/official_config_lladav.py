@@ -23,7 +23,7 @@ SIGLIP2_SO400M = {
     "patch_size": 14,
     "vision_use_head": False,
 }
-GIVE_VISION_CONFIG = "give its SigLIP configuration with --vision-config, or as vision_config= to from_pretrained"
+GIVE_VISION_CONFIG = "give its SigLIP configuration (vision_config= of from_pretrained, --vision-config of a script)"
 
 # Fields whose other values mean a computation that this package does not have. A missing field is fine.
 SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {

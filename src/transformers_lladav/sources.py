@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     SafetensorsParsingError,
@@ -79,7 +79,7 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> Pat
     patterns = [*SMALL_FILES, *(WEIGHTS if weights else ())]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise OSError(f"{source} cannot be downloaded: {error}") from error
 
 
@@ -87,7 +87,7 @@ def _check_download(source: str, revision: str | None) -> None:
     """Refuse a repository of pickles, and one that is larger than the room in the cache."""
     try:
         files = HfApi().model_info(source, revision=revision, files_metadata=True).siblings or []
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+    except (HTTPError, OfflineModeIsEnabled, OSError):
         return  # what is in the cache already may do; the download says what is wrong otherwise
     names = [file.rfilename for file in files]
     if not any(name.endswith(".safetensors") for name in names) and (pickles := pickle_problems(names)):
@@ -118,7 +118,7 @@ def remote_headers(source: str, revision: str | None, problems: list[str]) -> li
     """
     try:
         metadata: Any = HfApi().get_safetensors_metadata(source, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, SafetensorsParsingError, OSError) as error:
         problems.append(f"the tensors of {source} cannot be listed: {error}")
         return []
     found = []

@@ -336,10 +336,11 @@ def _check_code(findings: _Findings, folder: Path) -> None:
     expected = {path.name: path for path in code_files()}
     present = {path.name for path in folder.glob("*.py")}
     different = [
-        f"{name} differs from the package's; it runs with trust_remote_code=True. If it is from another release, "
-        "remove the .py files: `lladav push` adds those of this one"
-        for name in sorted(present & set(expected))
-        if (folder / name).read_bytes() != expected[name].read_bytes()
+        name for name in sorted(present & set(expected)) if (folder / name).read_bytes() != expected[name].read_bytes()
+    ]
+    errors = [
+        f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True. If it is from another "
+        "release, remove the .py files: `lladav push` adds those of this one"
     ]
     if missing := sorted(set(expected) - present):
         which = "no code files" if not present & set(expected) else f"without {', '.join(missing)}"
@@ -347,7 +348,9 @@ def _check_code(findings: _Findings, folder: Path) -> None:
     findings.warnings("code", [f"{name} is not of this package" for name in sorted(present - set(expected))])
     if different or not missing:
         entries = len(ENTRY_MODULES)
-        findings.errors("code", different, f"{len(expected)} files ({entries} entries), equal to the package's")
+        findings.errors(
+            "code", errors if different else [], f"{len(expected)} files ({entries} entries), equal to the package's"
+        )
 
 
 def _check_official_tokenizer(findings: _Findings, folder: Path, config: Any) -> None:
