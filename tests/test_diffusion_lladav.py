@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 import parity
 from transformers_lladav.checkpoint_keys_lladav import native_key
-from transformers_lladav.diffusion_lladav import IGNORE_INDEX, add_mask_noise, weighted_token_loss
+from transformers_lladav.diffusion_lladav import (
+    IGNORE_INDEX,
+    add_mask_noise,
+    chunked_token_loss,
+    weighted_token_loss,
+)
 
 BATCHES = {batch["key"]: batch for batch in parity.numbers("loss")["batches"] if "error" not in batch}
 CONVERSATIONS = parity.by_id("sft_preprocess", "conversations")
@@ -246,3 +251,29 @@ def test_logits_come_with_a_loss_only_when_asked_for(tiny_model):
     ids = torch.arange(4, 16)[None]
     assert model(input_ids=ids, labels=ids).logits is None
     assert model(input_ids=ids, labels=ids, logits_to_keep=2).logits.shape == (1, 2, 96)
+
+
+@pytest.mark.parametrize("positions", [0, 1, 7, 8, 20])
+def test_the_loss_in_chunks_is_the_loss_and_so_are_its_gradients(positions):
+    generator = torch.Generator().manual_seed(positions)
+    hidden = torch.randn(positions, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 11, (positions,), generator=generator)
+    weights = torch.rand(positions, generator=generator)
+    weight = torch.randn(11, 6, generator=generator, dtype=torch.float64)
+    found = []
+    for chunk_rows in (None, 8):
+        inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+
+        def head(rows, inputs=inputs):
+            return rows @ inputs[1].T
+
+        if chunk_rows is None:
+            loss = weighted_token_loss(head(inputs[0]), labels, weights, 2)
+        else:
+            loss = chunked_token_loss(inputs[0], head, labels, weights, 2, chunk_rows)
+            with torch.no_grad():
+                assert torch.equal(chunked_token_loss(inputs[0], head, labels, weights, 2, chunk_rows), loss)
+        found.append([loss, *torch.autograd.grad(loss, inputs)])
+    for one, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, one, rtol=1e-5, atol=1e-7)
+    assert positions or found[1][0] == 0

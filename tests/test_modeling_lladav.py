@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from transformers import AutoModelForImageTextToText
 
 import parity
@@ -337,3 +339,31 @@ def test_pickled_weights_are_never_opened(tmp_path, tiny_model):
         LladaVForMaskedDiffusion.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use_safetensors=False is refused: pickled weights can run any code"):
         LladaVForMaskedDiffusion.from_pretrained(tmp_path, use_safetensors=False)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Watches every tensor that is made, and keeps the most rows of one as wide as the vocabulary."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(made)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[-1] == self.vocabulary:
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
+        return made
+
+
+@pytest.mark.parametrize("chunk_rows", [64, 10**6])
+def test_the_loss_never_holds_more_logits_than_a_chunk(tiny_model, chunk_rows):
+    model = tiny_model().train()
+    model.loss_chunk_rows = chunk_rows
+    ids = torch.randint(4, 80, (2, 150), generator=torch.Generator().manual_seed(0))
+    weights = torch.full(ids.shape, 1 / 150)
+    with LargestLogits(96) as watched:
+        model(input_ids=torch.full_like(ids, 92), labels=ids, loss_weights=weights).loss.backward()
+    # The transposed head, (32, 96), is in view as well; 300 positions are replaced.
+    assert watched.rows == min(chunk_rows, 300)
+    assert model.lm_head.weight.grad.abs().sum() > 0

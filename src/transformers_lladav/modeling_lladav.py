@@ -15,7 +15,7 @@ from transformers.utils.generic import merge_with_config_defaults
 
 from .checkpoint_keys_lladav import OFFICIAL_RENAMINGS
 from .configuration_lladav import LladaVConfig
-from .diffusion_lladav import IGNORE_INDEX, add_mask_noise, weighted_token_loss
+from .diffusion_lladav import CHUNK_ROWS, IGNORE_INDEX, add_mask_noise, chunked_token_loss
 from .features_lladav import pack_frames, pack_single_tile, pack_tiles
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .generation_lladav import LladaVGenerationMixin
@@ -289,6 +289,8 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, Lla
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     generation_config_class = LladaVGenerationConfig
+    # Positions whose logits exist together in the loss.
+    loss_chunk_rows = CHUNK_ROWS
     # The loss is a mean over samples, not over tokens: a Trainer must not rescale it by token counts.
     accepts_loss_kwargs = False
 
@@ -384,8 +386,14 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, Lla
         loss = logits = None
         if labels is not None and loss_weights is not None:
             rows = labels != IGNORE_INDEX
-            row_logits = self.lm_head(hidden_states[rows])  # (positions, vocabulary)
-            loss = weighted_token_loss(row_logits, labels[rows], loss_weights[rows], len(labels))
+            loss = chunked_token_loss(
+                hidden_states[rows],  # (positions, hidden)
+                self.lm_head,
+                labels[rows],
+                loss_weights[rows],
+                len(labels),
+                self.loss_chunk_rows,
+            )
         if labels is None or logits_to_keep is not None:
             logits = self.lm_head(_select_positions(hidden_states, logits_to_keep))
         return LladaVMaskedDiffusionOutput(
