@@ -41,10 +41,14 @@ def test_the_largest_difference_is_told(changed):
         tensors[NEWLINE][:2] = 0
         tensors[NORM][0], tensors[NORM][3] = tensors[NORM][0] + 0.5, tensors[NORM][3] - 2
 
+    def other_way(tensors):
+        tensors[NORM][3] += 4  # 2 more than it was before
+
     def zero(tensors):
         tensors[NEWLINE][:2] = 1
 
     assert changed(change)[NORM] == "largest difference 2"
+    assert changed(other_way)[NORM] == "largest difference 2"
     assert set(changed(zero)) == {NEWLINE, NORM}
 
 
@@ -71,6 +75,14 @@ def test_bits_are_compared_not_values(tmp_path):
     assert not other.equal
     (same,) = compare(tmp_path / "a", tmp_path / "c")
     assert same.equal
+
+
+def test_equal_bits_of_another_type_are_a_difference(tmp_path):
+    for name, dtype in {"a": torch.bfloat16, "b": torch.float16}.items():
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.zeros(2, dtype=dtype)}, tmp_path / name / "model.safetensors")
+    (found,) = compare(tmp_path / "a", tmp_path / "b")
+    assert (found.equal, found.text) == (False, "types bfloat16 and float16, equal values")
 
 
 def test_a_folder_that_cannot_be_read(converted_folder, tmp_path):

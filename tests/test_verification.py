@@ -209,6 +209,16 @@ def test_answers_of_tokens_that_do_not_exist(folder):
     assert f"answers may hold {config['text_config']['vocab_size']} tokens (output_vocab_size)" in text
 
 
+def test_a_tokenizer_larger_than_the_embedding(folder):
+    rows = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    last = max(content["added_tokens"], key=lambda token: token["id"])
+    more = [{**last, "id": number, "content": f"<more {number}>"} for number in range(last["id"] + 1, rows + 1)]
+    path.write_text(json.dumps(content | {"added_tokens": content["added_tokens"] + more}))
+    assert the_error(folder) == ("tokenizer", f"the tokenizer has id {rows}, the embedding only {rows} rows")
+
+
 def test_a_changed_template_is_a_warning_and_a_broken_one_an_error(folder):
     template = folder / "chat_template.jinja"
     good = template.read_text()

@@ -18,6 +18,7 @@ from transformers_lladav.weights import (
     read_json,
     read_tensors,
     scan_folder,
+    stored_origin,
     tensor_problems,
     write_weights,
 )
@@ -63,6 +64,7 @@ def test_files_are_filled_in_order_and_a_large_tensor_has_its_own():
     assert list(plan_shards(tensors, max_shard_bytes=20).values()) == [["a", "b"], ["c"], ["d", "e"]]
     # Half the bytes in half precision: c and d fit together.
     assert list(plan_shards(tensors, torch.bfloat16, 20).values()) == [["a", "b"], ["c", "d"], ["e"]]
+    assert list(plan_shards({"c": tensors["c"], "d": tensors["d"]}, max_shard_bytes=20).values()) == [["c"], ["d"]]
     assert plan_shards(tensors, max_shard_bytes=76) == {"model.safetensors": list(sizes)}
     assert list(plan_shards(tensors, max_shard_bytes=75)) == [
         "model-00001-of-00002.safetensors",
@@ -119,6 +121,75 @@ def test_bad_values_are_named_with_their_file_or_with_the_type_they_do_not_fit(t
         "b in model.safetensors holds 1 values too large for torch.float16; choose another --dtype",
         "new holds 1 NaN or infinite values",
     ]
+
+
+def test_a_tensor_that_is_not_contiguous_is_written(tmp_path):
+    value = torch.arange(6.0).view(2, 3)
+    assert write_weights({"x": NewTensor(value.T)}, tmp_path) == []
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["x"], value.T)
+
+
+def test_the_origin_is_kept_if_all_files_agree(folder, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    write_weights(scanned(folder), output, max_shard_bytes=30, origin="owner/name@0123abc")
+    assert stored_origin(output) == "owner/name@0123abc"
+    assert stored_origin(folder) is None
+    first = output / "model-00001-of-00002.safetensors"
+    save_file(load_file(first), first, metadata={"format": "pt", "converted_from": "owner/other"})
+    assert stored_origin(output) is None
+    first.write_bytes(b"")
+    assert stored_origin(output) is None
+
+
+def index(folder, **weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    problems = []
+    scan_folder(folder, problems)
+    return problems
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def test_an_index_that_fits(folder):
+    assert index(folder, a=FIRST, b=FIRST, c=SECOND) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/x.safetensors", "..", "sub/x.safetensors", "..\\x.safetensors"]
+)
+def test_an_index_may_not_leave_the_folder(folder, name):
+    (problem,) = index(folder, a=FIRST, b=FIRST, c=SECOND, d=name)
+    assert problem.endswith("which is not a file of this folder; it is refused")
+
+
+def test_a_renamed_file_is_two_problems_and_no_more(folder):
+    (folder / SECOND).rename(folder / "model-00003-of-00003.safetensors")
+    assert index(folder, a=FIRST, b=FIRST, c=SECOND) == [
+        f"{SECOND} is missing, but model.safetensors.index.json names it",
+        "model-00003-of-00003.safetensors is not in model.safetensors.index.json; remove it or put its name right",
+    ]
+
+
+def test_a_tensor_in_another_file_than_the_index_says(folder):
+    (problem,) = index(folder, a=SECOND, b=FIRST, c=SECOND)
+    assert problem == f"a should be in {SECOND} by model.safetensors.index.json, but is in {FIRST}"
+
+
+@pytest.mark.parametrize("absent", [FIRST, SECOND])
+def test_numbers_tell_what_is_missing_without_an_index(folder, absent):
+    (folder / absent).unlink()
+    problems = []
+    scan_folder(folder, problems)
+    assert problems == [f"{absent} is missing"]
+
+
+def test_files_beside_the_weights_are_not_read(folder):
+    save_file({"a": torch.ones(1)}, folder / "consolidated.safetensors")
+    assert scanned(folder).keys() == {"a", "b", "c"}
+    (folder / FIRST).rename(folder / "part.safetensors")
+    assert index(folder, a="part.safetensors", b="part.safetensors", c=SECOND) == []
 
 
 def test_computed_buffers_are_passed_over(folder):
