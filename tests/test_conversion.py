@@ -239,7 +239,8 @@ def test_another_tokenizer(source, refusal):
 
 
 def test_unknown_heads(refusal):
-    assert "give its SigLIP configuration (vision_config= of from_pretrained, --vision-config of a script)" in refusal(vision_config=None)
+    wanted = "give its SigLIP configuration (vision_config= of from_pretrained, --vision-config of a script)"
+    assert wanted in refusal(vision_config=None)
 
 
 def test_sizes_that_do_not_fit_each_other(source, refusal):
