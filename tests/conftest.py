@@ -1,16 +1,21 @@
 """Shared by all tests: one thread, no network, the official tiny model, and the table of deviations."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Code of checkpoints is copied here before it runs; processes of a parallel run must not meet.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="lladav-modules-")
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +31,22 @@ REPORT = pytest.StashKey[parity.Report]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = parity.Report()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the comparisons of a parallel run's worker to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = session.config.stash[REPORT].cases
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the comparisons of a worker."""
+    node.config.stash[REPORT].cases += getattr(node, "workeroutput", {}).get("parity", [])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ def picture(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train", "push"]),
+        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train", "push", "data"]),
         (
             ["ask", "--help"],
             ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],

@@ -367,3 +367,29 @@ def test_the_loss_never_holds_more_logits_than_a_chunk(tiny_model, chunk_rows):
     # The transposed head, (32, 96), is in view as well; 300 positions are replaced.
     assert watched.rows == min(chunk_rows, 300)
     assert model.lm_head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_mask_of_query_times_key_keeps_samples_apart(tiny_model, kernel):
+    model = tiny_model()
+    model.set_attn_implementation(kernel)
+    first, second = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9, 10, 11]])
+    samples = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    mask = (samples[:, :, None] == samples[:, None, :])[:, None]  # (1, 1, 7, 7)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    packed = model(input_ids=torch.cat([first, second], dim=1), attention_mask=mask, position_ids=positions).logits
+    alone = torch.cat([model(input_ids=first).logits, model(input_ids=second).logits], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    again = model(input_ids=torch.cat([first, second], dim=1), attention_mask=added, position_ids=positions).logits
+    torch.testing.assert_close(again, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_of_query_times_key_has_its_kernels_and_no_turns_beside_it(tiny_model):
+    model = tiny_model()
+    ids, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="conversation_ids and a 4-D attention_mask were given"):
+        model(input_ids=ids, attention_mask=mask, conversation_ids=torch.zeros_like(ids))
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="a 4-D attention_mask was given, which attn_implementation='flex_attention'"):
+        model(input_ids=ids, attention_mask=mask)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .cli_asking import ask, chat, score
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
+from .cli_data import data_app
 from .cli_publishing import push
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
 for command in (ask, chat, score, push):
     app.command()(command)
 

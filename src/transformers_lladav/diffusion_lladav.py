@@ -54,10 +54,33 @@ def add_mask_noise(
         The noised batch. A sample's weights are 1 / (p * number of its labelled tokens).
     """
     batch, length = input_ids.shape
-    device = input_ids.device
-    level = torch.rand(batch, generator=generator, device=device)  # (batch,)
-    probability = ((1 - NOISE_FLOOR) * level + NOISE_FLOOR)[:, None]  # (batch, 1)
-    draws = torch.rand(batch, length, generator=generator, device=device)
+    level = torch.rand(batch, generator=generator, device=input_ids.device)
+    draws = torch.rand(batch, length, generator=generator, device=input_ids.device)
+    return hide_tokens(input_ids, labels, level, draws, mask_token_id, protected_token_ids)
+
+
+def hide_tokens(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    level: torch.Tensor,
+    draws: torch.Tensor,
+    mask_token_id: int,
+    protected_token_ids: tuple[int, ...] = (),
+) -> NoisedBatch:
+    """Hide labelled tokens by given draws; `add_mask_noise` without its randomness.
+
+    Args:
+        input_ids: (batch, length) token ids, pictures already expanded to placeholders.
+        labels: (batch, length), -100 where nothing is to be learned.
+        level: (batch,), noise level of each sample, from 0 to 1.
+        draws: (batch, length), from 0 to 1; a position is hidden if its draw is below (1 - eps) level + eps.
+        mask_token_id: the token that hides others.
+        protected_token_ids: tokens that are never hidden, whatever their label (picture placeholders).
+
+    Returns:
+        The noised batch. A sample's weights are 1 / (p * number of its labelled tokens).
+    """
+    probability = hiding_probability(level)[:, None]  # (batch, 1)
     learnable = labels != IGNORE_INDEX
     for token_id in protected_token_ids:
         learnable = learnable & (input_ids != token_id)
@@ -69,6 +92,11 @@ def add_mask_noise(
         labels=torch.where(hidden, labels, IGNORE_INDEX),
         loss_weights=weights,
     )
+
+
+def hiding_probability(level: torch.Tensor) -> torch.Tensor:
+    """The probability (1 - eps) t + eps that a token is hidden at noise level t; eps bounds the weight 1 / p."""
+    return (1 - NOISE_FLOOR) * level + NOISE_FLOOR
 
 
 def weighted_token_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, batch: int) -> torch.Tensor:

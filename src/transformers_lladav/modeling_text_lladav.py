@@ -144,7 +144,7 @@ class LladaVTextModel(LladaVPreTrainedModel):
         mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=self._whole_mask(attention_mask, conversation_ids, inputs_embeds.dtype),
             past_key_values=past_key_values,
             and_mask_function=self._conversation_rule(conversation_ids),
         )
@@ -160,6 +160,26 @@ class LladaVTextModel(LladaVPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _whole_mask(
+        self, mask: torch.Tensor | None, conversation_ids: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """A mask of query times key, (batch, 1, length, length), as the attention kernel takes it; others as given."""
+        if mask is None or mask.ndim != 4:
+            return mask
+        kernel = self.config._attn_implementation or "eager"
+        if kernel not in ("eager", "sdpa"):
+            raise ValueError(
+                f"a 4-D attention_mask was given, which attn_implementation={kernel!r} cannot take; load the model "
+                'with attn_implementation="sdpa" or "eager"'
+            )
+        if conversation_ids is not None:
+            raise ValueError(
+                "conversation_ids and a 4-D attention_mask were given; say in the mask which turns see each other"
+            )
+        if kernel == "eager" and mask.dtype == torch.bool:  # it would be added as 0 and 1
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
 
     def _conversation_rule(self, conversation_ids: torch.Tensor | None) -> Callable[..., torch.Tensor] | None:
         if conversation_ids is None:

@@ -1,0 +1,310 @@
+"""Examples to batches for the model's own forward, with labels and with the noise already drawn.
+
+The forward pass is then deterministic: it gets noised `input_ids`, `labels` that are -100 where nothing is hidden, and
+`loss_weights` (arXiv:2505.16933, section 3; arXiv:2502.09992, algorithm 2).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
+from .labels import PromptIds, conversation_ids, label_tokens, message_spans
+from .media import load_videos
+from .noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
+from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
+from .samples import field_of
+
+TEXT_INPUTS = ("input_ids", "attention_mask")
+
+
+@dataclass
+class Row:
+    """A sample on its way into a batch.
+
+    Attributes:
+        input_ids: (length,), clean or noised.
+        labels: (length,), what is to be learned; after noising, what is hidden.
+        loss_weights: (length,), what each hidden position counts; zeros in a clean row.
+        turns: (length,), turn of each position.
+        media: pictures and videos, as the model takes them.
+        name: what messages call the sample.
+        number: epoch and index, None if it has none.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    loss_weights: torch.Tensor
+    turns: torch.Tensor
+    media: dict[str, torch.Tensor]
+    name: str
+    number: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class Collator:
+    """Turns a list of examples into one batch, padded on the right, with the noise drawn.
+
+    The noise of a `Sample` depends on seed, epoch and index only: it is the same whatever the batch, the number of
+    workers and their order, and a run can be taken up at any batch. Other examples get theirs from torch's global
+    generator. Placeholders of pictures and videos are never hidden.
+
+    Args:
+        processor: a `LladaVProcessor`.
+        seed: of the run.
+        max_length: tokens of a sample with its pictures; longer ones are cut at the end.
+        too_long: what happens where the cut would go through a picture or leave nothing of the answers: "error", or
+            "drop" to warn and leave the sample out.
+        answers_only: learn nothing outside the assistant's messages; see `label_tokens`.
+        train_on_padding: learn padding as well, as the official training does: rows are filled up as if every
+            picture was a single token. What is then missing to the longest row is padding that is not learned.
+        conversation_mask: let no turn see a later one.
+        complementary: two rows per sample, which hide every learnable token once; see `complementary_views`.
+        fixed_noise: for evaluation: the same noise in every epoch, with levels spread evenly over the samples.
+        packing: put several samples into a row of at most `max_length` tokens, none in view of another. The loss is
+            that of the same samples one by one. The mask is a boolean one that attn_implementation="sdpa" takes.
+        image_separator: what stands between a picture and the text after it; a line feed as in the official training.
+    """
+
+    processor: Any
+    seed: int = 0
+    max_length: int | None = None
+    too_long: Literal["error", "drop"] = "error"
+    answers_only: bool = False
+    train_on_padding: bool = False
+    conversation_mask: bool = False
+    complementary: bool = False
+    fixed_noise: bool = False
+    packing: bool = False
+    image_separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        if self.too_long not in ("error", "drop"):
+            raise ValueError(f'too_long={self.too_long!r}; choose "error" or "drop"')
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length={self.max_length}; a sample has at least one token: pass more, or None")
+        if self.packing and self.max_length is None:
+            raise ValueError("packing=True needs max_length, the tokens that a row holds; pass max_length=4096")
+        if self.packing and self.train_on_padding:
+            raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
+        self.ids = PromptIds.from_processor(self.processor)
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: `Sample`s, or others with `.messages` and perhaps `.source`, or dictionaries with these keys.
+
+        Returns:
+            What the model's forward takes: `input_ids`, `attention_mask`, `labels` and `loss_weights`, pictures and
+            videos if there are some, `conversation_ids` or `position_ids` if they are needed.
+
+        Raises:
+            ValueError: if a sample is too long and cannot be cut, or cannot be processed; names it.
+        """
+        prepared = [self.prepare(example, number) for number, example in enumerate(examples)]
+        rows = [row for row in prepared if row is not None] or [self._nothing()]
+        if self.train_on_padding:
+            rows = self.filled_up(rows)
+        return self.assemble([view for row in rows for view in self.add_noise(row, self.noise_of(row))])
+
+    def prepare(self, example: Any, number: int = 0) -> Row | None:
+        """Make a clean row of an example: ids, labels, turns, pictures.
+
+        Args:
+            example: see `__call__`.
+            number: its place in the batch, for messages.
+
+        Returns:
+            The row; None if it is dropped.
+
+        Raises:
+            ValueError: if it is too long and cannot be cut, or cannot be processed.
+        """
+        name = field_of(example, "source") or f"sample {number} of the batch"
+        messages = field_of(example, "messages")
+        if not messages:
+            raise ValueError(f'{name} has no messages; give an object with .messages, or a dictionary with "messages"')
+        try:
+            inputs = self.processor.apply_chat_template(
+                _with_frames(messages, self.processor.image_processor.max_video_frames),
+                tokenize=True,
+                return_dict=True,
+                image_separator=self.image_separator,
+                processor_kwargs={"return_tensors": "pt"},
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        input_ids = inputs["input_ids"][0]
+        if self.max_length is not None and len(input_ids) > self.max_length:
+            if problem := self._problem_of_cutting(input_ids, self.max_length):
+                if self.too_long == "drop":
+                    warnings.warn(f"{name} is left out: {problem}", stacklevel=2)
+                    return None
+                raise ValueError(f'{name} {problem}; raise max_length, shorten it, or pass too_long="drop"')
+            input_ids = input_ids[: self.max_length]
+        index, epoch = field_of(example, "index"), field_of(example, "epoch")
+        return Row(
+            input_ids=input_ids,
+            labels=label_tokens(input_ids, self.ids, self.answers_only),
+            loss_weights=torch.zeros(len(input_ids)),
+            turns=conversation_ids(input_ids, self.ids),
+            media={key: value for key, value in inputs.items() if key not in TEXT_INPUTS},
+            name=name,
+            number=None if index is None else (epoch or 0, index),
+        )
+
+    def _problem_of_cutting(self, input_ids: torch.Tensor, length: int) -> str | None:
+        """Why a sample cannot be cut to a length, if it cannot."""
+        start = f"has {len(input_ids)} tokens, more than max_length={length}, and"
+        pictures = torch.isin(input_ids, torch.tensor(self.ids.placeholders))
+        kept, needed = int(pictures[:length].sum()), int(pictures.sum())
+        if kept < needed:
+            return f"{start} the end cannot be cut: only {kept} of its {needed} picture tokens would be left"
+        answers = [m.start for m in message_spans(input_ids, self.ids) if m.role == self.ids.assistant]
+        if answers and answers[0] >= length:
+            return f"{start} the end cannot be cut: its first answer begins at token {answers[0]}"
+        return None
+
+    def _nothing(self) -> Row:
+        """What is left when every sample was dropped: one token, of which nothing is learned."""
+        ids = torch.tensor([self.ids.start])
+        ignored, turns = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
+        return Row(ids, ignored, torch.zeros(1), turns, {}, "nothing", (0, 0))
+
+    def filled_up(self, rows: list[Row]) -> list[Row]:
+        """Give the clean rows of a batch the padding that is learned; see `train_on_padding`.
+
+        Args:
+            rows: all of the batch.
+
+        Returns:
+            Rows of the same length, if every picture was a single token.
+        """
+        lengths = [_length_unexpanded(row, self.ids.placeholders) for row in rows]
+        filled = []
+        for row, length in zip(rows, lengths, strict=True):
+            padding = torch.full((max(lengths) - length,), self.ids.padding)
+            turns = row.turns[-1:].expand(len(padding))
+            filled.append(
+                replace(
+                    row,
+                    input_ids=torch.cat([row.input_ids, padding]),
+                    labels=torch.cat([row.labels, padding]),
+                    loss_weights=torch.cat([row.loss_weights, torch.zeros(len(padding))]),
+                    turns=torch.cat([row.turns, turns]),
+                )
+            )
+        return filled
+
+    def noise_of(self, row: Row) -> Noise:
+        """Draw the noise of a row.
+
+        Args:
+            row: a clean row.
+
+        Returns:
+            The draws; of a row with a number, always the same.
+
+        Raises:
+            ValueError: if `fixed_noise` is asked for and the row has no number.
+        """
+        if self.fixed_noise:
+            if row.number is None:
+                raise ValueError(
+                    f"{row.name} has no number, which fixed_noise=True draws its noise from; wrap the data: "
+                    "DataLoader(Numbered(examples), ...)"
+                )
+            return fixed_noise(len(row), self.seed, row.number[1])
+        return training_noise(len(row), None if row.number is None else numbered_generator(self.seed, *row.number))
+
+    def add_noise(self, row: Row, noise: Noise) -> list[Row]:
+        """Hide tokens of a row by given draws.
+
+        Args:
+            row: a clean row.
+            noise: its draws.
+
+        Returns:
+            One noised row, or two complementary ones.
+        """
+        given, tokens = (row.input_ids[None], row.labels[None]), (self.ids.mask, self.ids.placeholders)
+        views: tuple[NoisedBatch, ...] = (
+            complementary_views(*given, noise, *tokens)
+            if self.complementary
+            else (hide_tokens(*given, *noise, *tokens),)
+        )
+        return [
+            replace(row, input_ids=view.input_ids[0], labels=view.labels[0], loss_weights=view.loss_weights[0])
+            for view in views
+        ]
+
+    def assemble(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """Put noised rows together.
+
+        Args:
+            rows: all of the batch.
+
+        Returns:
+            What the model's forward takes.
+        """
+        return self._packed(rows) if self.packing else self._padded(rows)
+
+    def _padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """A batch of one sample per row."""
+        batch = self._stacked([[row] for row in rows])
+        samples = batch.pop("samples")
+        batch["attention_mask"] = (samples != NO_SAMPLE).long()
+        turns = batch.pop("turns")
+        return {**batch, "conversation_ids": turns} if self.conversation_mask else batch
+
+    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """A batch of several samples per row. The forward divides by rows, the loss is a mean over samples."""
+        assert self.max_length is not None
+        packed = [[rows[i] for i in chosen] for chosen in pack_lengths([len(row) for row in rows], self.max_length)]
+        batch = self._stacked(packed)
+        samples, turns = batch.pop("samples"), batch.pop("turns")
+        batch["loss_weights"] = batch["loss_weights"] * (len(packed) / len(rows))
+        batch["position_ids"] = packed_positions(samples)
+        batch["attention_mask"] = packed_mask(samples, turns if self.conversation_mask else None)
+        return batch
+
+    def _stacked(self, packed: list[list[Row]]) -> dict[str, torch.Tensor]:
+        """Rows of samples one after the other as tensors, filled up on the right; pictures in the same order."""
+        shape = (len(packed), max(sum(map(len, rows)) for rows in packed))
+        batch = {
+            "input_ids": torch.full(shape, self.ids.padding),
+            "labels": torch.full(shape, IGNORE_INDEX),
+            "loss_weights": torch.zeros(shape),
+            "turns": torch.zeros(shape, dtype=torch.long),
+            "samples": torch.full(shape, NO_SAMPLE),
+        }
+        media: dict[str, list[torch.Tensor]] = {}
+        for line, rows in enumerate(packed):
+            start = 0
+            for number, row in enumerate(rows):
+                end = start + len(row)
+                for name in ("input_ids", "labels", "loss_weights", "turns"):
+                    batch[name][line, start:end] = getattr(row, name)
+                batch["samples"][line, start:end] = number
+                start = end
+                for name, tensor in row.media.items():
+                    media.setdefault(name, []).append(tensor)
+        return batch | {name: torch.cat(tensors) for name, tensors in media.items()}
+
+
+def _with_frames(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The messages with the frames of video files in the place of their paths."""
+    return [load_videos([m], count)[0] if isinstance(m.get("content"), list) else m for m in messages]
+
+
+def _length_unexpanded(row: Row, placeholders: tuple[int, ...]) -> int:
+    """Tokens of a row if every picture and video was a single one."""
+    expanded = int(torch.isin(row.input_ids, torch.tensor(placeholders)).sum())
+    return len(row) - expanded + sum(len(row.media.get(name, ())) for name in ("image_sizes", "video_frame_counts"))

@@ -1,0 +1,109 @@
+"""Where a sample's noise comes from: its own number and nothing else, so that a run can be taken up anywhere.
+
+The forward process itself is in `diffusion_lladav`. Here is what a training loop adds: draws that do not depend on
+the batch, the worker or what was drawn before, levels that are the same in every evaluation, and a second view.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+
+from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_tokens, hiding_probability
+
+# Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
+GOLDEN_RATIO = 0.6180339887498949
+
+
+class Noise(NamedTuple):
+    """The draws for one sample.
+
+    Attributes:
+        level: (1,), from 0 to 1.
+        draws: (1, length), from 0 to 1.
+    """
+
+    level: torch.Tensor
+    draws: torch.Tensor
+
+
+def numbered_generator(seed: int, *number: int | str) -> torch.Generator:
+    """A generator that depends on the seed and a sample's number, and on nothing else.
+
+    Args:
+        seed: of the run.
+        *number: such as epoch and index.
+
+    Returns:
+        A generator on the CPU.
+    """
+    digest = hashlib.blake2b("/".join(map(str, (seed, *number))).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def training_noise(length: int, generator: torch.Generator | None = None) -> Noise:
+    """Draw a sample's noise in the order of the official training: the level, then the positions.
+
+    Args:
+        length: of the sample.
+        generator: source of the draws; the global one by default.
+
+    Returns:
+        The draws.
+    """
+    return Noise(torch.rand(1, generator=generator), torch.rand(1, length, generator=generator))
+
+
+def fixed_noise(length: int, seed: int, index: int) -> Noise:
+    """The noise of an evaluation: levels that are spread evenly over the samples, the same every time.
+
+    Args:
+        length: of the sample.
+        seed: of the run.
+        index: of the sample; samples that follow one another have levels that are far apart.
+
+    Returns:
+        The draws.
+    """
+    level = (0.5 + index * GOLDEN_RATIO) % 1
+    return Noise(torch.tensor([level]), torch.rand(1, length, generator=numbered_generator(seed, "fixed", index)))
+
+
+def complementary_views(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    noise: Noise,
+    mask_token_id: int,
+    protected_token_ids: tuple[int, ...] = (),
+) -> tuple[NoisedBatch, NoisedBatch]:
+    """Two views of a sample that hide every learnable token once, the one or the other.
+
+    LaViDa, arXiv:2505.16839, "complementary masking": no token goes unused, and the two losses vary less together
+    than two of independent noise. The second view hides with probability q = 1 - p. Unlike there, the expectation of
+    the two views' mean is exactly that of one view: where q is below the floor of p, which bounds the weights, the
+    second view counts nothing and the first twice.
+
+    Args:
+        input_ids: (1, length) token ids.
+        labels: (1, length), -100 where nothing is to be learned.
+        noise: of the first view.
+        mask_token_id: the token that hides others.
+        protected_token_ids: tokens that are never hidden.
+
+    Returns:
+        Both views. Their loss is to be averaged.
+    """
+    everything = Noise(torch.ones_like(noise.level), torch.zeros_like(noise.draws))
+    rest = hide_tokens(input_ids, labels, *everything, mask_token_id, protected_token_ids)
+    first = hide_tokens(input_ids, labels, *noise, mask_token_id, protected_token_ids)
+    hidden = (rest.labels != IGNORE_INDEX) & (first.labels == IGNORE_INDEX)
+    complement = 1 - hiding_probability(noise.level)[:, None]  # (1, 1)
+    counts = complement >= NOISE_FLOOR
+    second = NoisedBatch(
+        input_ids=torch.where(hidden, mask_token_id, input_ids),
+        labels=torch.where(hidden, labels, IGNORE_INDEX),
+        # `rest` hides with probability 1, so that its weights are 1 / number of learnable tokens.
+        loss_weights=torch.where(hidden & counts, rest.loss_weights / complement.clamp(min=NOISE_FLOOR), 0.0),
+    )
+    first.loss_weights = first.loss_weights * torch.where(counts, 1.0, 2.0)
+    return first, second

@@ -1,0 +1,144 @@
+"""A chat as the model sees it, made without opening a picture: its tokens, and how many each placeholder becomes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .chat_text_lladav import escape_chat, prepare_tokenizer, set_apart
+from .diffusion_lladav import IGNORE_INDEX
+from .image_processing_lladav import count_image_tokens
+from .labels import PromptIds, label_tokens
+from .media import Size, frame_count, media_parts
+from .tiling_lladav import video_token_count
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is lost when a sample is cut after so many tokens.
+
+    Attributes:
+        tokens: how many go.
+        through_picture: whether a picture or video loses tokens, so that the sample cannot be used.
+        answerless: whether no token of an answer is left.
+    """
+
+    tokens: int
+    through_picture: bool
+    answerless: bool
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """The tokens of a chat with one placeholder per picture and video.
+
+    Attributes:
+        input_ids: (tokens,).
+        widths: (tokens,), 1, and at placeholders the tokens of the picture or video.
+        structure: the ids that labels are told by.
+    """
+
+    input_ids: torch.Tensor
+    widths: torch.Tensor
+    structure: PromptIds
+
+    @property
+    def length(self) -> int:
+        """Tokens with pictures and videos expanded."""
+        return int(self.widths.sum())
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(tokens,), -100 where nothing is learned; see `labels.label_tokens`."""
+        return label_tokens(self.input_ids, self.structure)
+
+    def cut(self, max_length: int) -> Cut | None:
+        """Say what cutting the sample at the end would lose.
+
+        Args:
+            max_length: tokens that are left.
+
+        Returns:
+            What is lost, or None if the sample fits.
+        """
+        if self.length <= max_length:
+            return None
+        lost = self.widths.cumsum(0) > max_length
+        answers = label_tokens(self.input_ids, self.structure, answers_only=True) != IGNORE_INDEX
+        return Cut(
+            tokens=self.length - max_length,
+            through_picture=bool((lost & (self.widths > 1)).any()),
+            answerless=not bool((answers & ~lost).any()),
+        )
+
+
+class PromptViewer:
+    """Tokenises chats and counts the tokens of their pictures from the sizes alone.
+
+    Args:
+        processor: a `LladaVProcessor`.
+        image_separator: what the template writes after a picture; a line feed, as official training has it.
+
+    Raises:
+        ValueError: if the tokenizer lacks a control token.
+    """
+
+    def __init__(self, processor: Any, image_separator: str = "\n") -> None:
+        self.processor, self.image_separator = processor, image_separator
+        self._structure = PromptIds.from_processor(processor)
+        placeholders = (processor.image_token, processor.video_token)
+        self._control = prepare_tokenizer(processor.tokenizer, placeholders, (processor.mask_token,))
+
+    def view(self, messages: Sequence[Mapping[str, Any]], sizes: Sequence[Size]) -> PromptView:
+        """See a chat as the model does.
+
+        Args:
+            messages: of an example.
+            sizes: (height, width) of its pictures, as from `media.check_media`.
+
+        Returns:
+            Its tokens.
+
+        Raises:
+            RecordError: if a video file cannot be opened.
+            ImportError: if there is a video file and PyAV is not installed.
+        """
+        chat = set_apart(escape_chat([_without_media(message) for message in messages], self._control))
+        prompt = self.processor.apply_chat_template(
+            chat, sanitize_control_tokens=False, image_separator=self.image_separator
+        )
+        ids = torch.tensor(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids)
+        frames = [_frames(video) for video in media_parts(messages, "video")]
+        widths = torch.ones_like(ids)
+        for token_id, tokens in (
+            (self.processor.image_token_id, _picture_widths(sizes, self.processor)),
+            (self.processor.video_token_id, _video_widths(frames, self.processor)),
+        ):
+            widths[ids == token_id] = torch.tensor(tokens, dtype=ids.dtype)
+        return PromptView(ids, widths, self._structure)
+
+
+def _without_media(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]]
+    return {**message, "content": content}
+
+
+def _picture_widths(sizes: Sequence[Size], processor: Any) -> list[int]:
+    """Only the one picture of a sample is tiled, unless the image processor says otherwise."""
+    tiling = processor.image_processor.tiling
+    if sizes and (tiling == "tiles" or (tiling == "auto" and len(sizes) == 1)):
+        return processor._get_num_multimodal_tokens(list(sizes)).num_image_tokens
+    geometry = processor.image_processor.geometry()
+    return [count_image_tokens(size, 1, geometry) for size in sizes]
+
+
+def _video_widths(frames: Sequence[int], processor: Any) -> list[int]:
+    geometry, limit = processor.image_processor.geometry(), processor.image_processor.max_video_frames
+    return [
+        video_token_count(min(count, limit), geometry.patches_per_side, geometry.newline_position) for count in frames
+    ]
+
+
+def _frames(video: Any) -> int:
+    return frame_count(video) if isinstance(video, str) else len(video)

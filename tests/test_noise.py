@@ -1,0 +1,109 @@
+"""Noise that depends on a sample's number only, even levels, and two views that hide everything once."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformers_lladav.diffusion_lladav import add_mask_noise
+from transformers_lladav.noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
+
+MASK, PICTURE = 92, 90
+
+
+def test_every_seed_epoch_and_index_has_noise_of_its_own():
+    numbers = list(itertools.product(range(12), repeat=3))
+    draws = {number: tuple(torch.rand(3, generator=numbered_generator(*number)).tolist()) for number in numbers}
+    assert len(set(draws.values())) == len(numbers)
+    again = torch.rand(3, generator=numbered_generator(7, 1, 11))
+    assert tuple(again.tolist()) == draws[7, 1, 11]
+
+
+def test_training_noise_is_drawn_in_the_order_of_the_forward_pass():
+    ids = torch.arange(4, 40)[None]
+    level, draws = training_noise(36, torch.Generator().manual_seed(3))
+    torch.manual_seed(3)
+    assert torch.equal(training_noise(36).draws, draws)
+    noised = add_mask_noise(ids, ids, MASK, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(noised.labels != -100, draws < 0.999 * level[:, None] + 0.001)
+
+
+def test_fixed_levels_are_spread_evenly_over_any_run_of_samples():
+    for first in (0, 17, 100_000):
+        levels = torch.cat([fixed_noise(1, 0, index).level for index in range(first, first + 100)])
+        counts = torch.histc(levels, bins=10, min=0, max=1)
+        assert counts.min() >= 9
+        assert counts.max() <= 11
+
+
+def test_fixed_noise_depends_on_seed_and_index_only():
+    first, again, other, seed = (fixed_noise(50, *number) for number in ((1, 2), (1, 2), (1, 3), (2, 2)))
+    assert torch.equal(first.draws, again.draws)
+    assert torch.equal(first.level, again.level)
+    assert torch.equal(first.level, seed.level)
+    assert not torch.equal(first.draws, other.draws)
+    assert not torch.equal(first.draws, seed.draws)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_two_complementary_views_hide_every_learnable_token_once(seed, length):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 90, (1, length), generator=generator)
+    labels = torch.where(torch.rand(1, length, generator=generator) < 0.6, ids, -100)
+    ids[:, ::5] = PICTURE
+    noise = training_noise(length, generator)
+    views = complementary_views(ids, labels, noise, MASK, (PICTURE,))
+    learnable = (labels != -100) & (ids != PICTURE)
+    hidden = [view.input_ids == MASK for view in views]
+    assert torch.equal(hidden[0] ^ hidden[1], learnable)
+    assert torch.equal(hidden[0] | hidden[1], learnable)
+    for view, where in zip(views, hidden, strict=True):
+        assert torch.equal(view.labels, torch.where(where, labels, -100))
+        assert torch.equal(view.input_ids, torch.where(where, MASK, ids))
+        assert not view.loss_weights[~where].any()
+    n, p = max(int(learnable.sum()), 1), float(0.999 * noise.level + 0.001)
+    if p <= 0.998:
+        assert views[0].loss_weights[hidden[0]].tolist() == pytest.approx([1 / (p * n)] * int(hidden[0].sum()))
+        expected = [1 / ((1 - p) * n)] * int(hidden[1].sum())
+        assert views[1].loss_weights[hidden[1]].tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_below_the_floor_the_second_view_counts_nothing_and_the_first_twice():
+    ids = torch.arange(4, 14)[None]
+    draws = torch.full((1, 10), 0.5)
+    draws[0, 0] = 0.99999  # the only position that is not hidden
+    first, second = complementary_views(ids, ids, Noise(torch.tensor([0.9995]), draws), MASK)
+    assert (second.labels != -100).tolist() == [[True] + [False] * 9]
+    assert not second.loss_weights.any()
+    assert first.loss_weights[0, 1:].tolist() == pytest.approx([2 / (0.9995 * 10)] * 9, rel=1e-4)
+
+
+def test_the_views_together_have_the_expected_loss_of_one():
+    # Two tokens, and a loss of 1 per token that is paid only where both are hidden: 2 p^2 / (2 p) = p on average,
+    # which is 1/2 over all levels. A second view with the weights of the first would give 2/3 more or less.
+    ids = torch.full((40_000, 2), 5)
+    generator = torch.Generator().manual_seed(0)
+    noise = Noise(torch.rand(40_000, generator=generator), torch.rand(40_000, 2, generator=generator))
+    one = add_mask_noise(ids, ids, MASK, generator=torch.Generator().manual_seed(1))
+
+    def paid(view):
+        both = (view.labels != -100).all(dim=1, keepdim=True)
+        return float((view.loss_weights * both).sum(dim=1).mean())
+
+    views = complementary_views(ids, ids, noise, MASK)
+    assert paid(one) == pytest.approx(0.5, abs=0.01)
+    assert sum(paid(view) for view in views) / 2 == pytest.approx(0.5, abs=0.01)
+    weights = [float(view.loss_weights.sum(dim=1).mean()) for view in views]
+    assert sum(weights) / 2 == pytest.approx(1, abs=0.1)
+
+
+def test_two_views_vary_less_than_two_draws():
+    # With equal losses everywhere, the sum of the weights is the loss; its spread is what training has to average out.
+    ids = torch.full((20_000, 20), 5)
+    generator = torch.Generator().manual_seed(0)
+    noise = Noise(0.1 + 0.8 * torch.rand(20_000, generator=generator), torch.rand(20_000, 20, generator=generator))
+    totals = [view.loss_weights.sum(dim=1) for view in complementary_views(ids, ids, noise, MASK)]
+    together = ((totals[0] + totals[1]) / 2).var()
+    assert together < (totals[0].var() + totals[1].var()) / 4

@@ -1,0 +1,38 @@
+"""Numbers and epochs of examples, in this process and in workers."""
+
+from torch.utils.data import DataLoader
+
+from transformers_lladav.samples import Numbered, Sample, field_of
+
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+class Example:
+    messages, source = CHAT, "train.jsonl:17"
+
+
+def test_a_sample_says_index_epoch_and_source():
+    data = Numbered([{"messages": CHAT}, Example()])
+    assert len(data) == 2
+    assert (data.epoch, data[0].epoch) == (0, 0)
+    data.set_epoch(4)
+    assert data.epoch == 4
+    assert data[0] == Sample(CHAT, "example 0", 0, 4)
+    assert data[1] == Sample(CHAT, "train.jsonl:17", 1, 4)
+
+
+def test_fields_are_found_in_objects_and_dictionaries():
+    assert field_of({"source": "here"}, "source") == field_of(type("X", (), {"source": "here"}), "source") == "here"
+    assert field_of({}, "source") is field_of(object(), "source") is None
+
+
+def only(samples):
+    return [(sample.index, sample.epoch) for sample in samples]
+
+
+def test_workers_that_outlive_an_epoch_see_the_next_one():
+    data = Numbered([{"messages": CHAT}] * 4)
+    loader = DataLoader(data, 2, num_workers=1, persistent_workers=True, collate_fn=only)
+    for epoch in (0, 1, 5):
+        data.set_epoch(epoch)
+        assert list(loader) == [[(0, epoch), (1, epoch)], [(2, epoch), (3, epoch)]]
