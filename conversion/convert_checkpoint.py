@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _publish(folder: Path, repo_id: str, private: bool) -> str:
     try:
-        return pushing.push(pushing.plan_upload(folder, repo_id), private)
+        return pushing.push(pushing.plan_upload(folder, repo_id), private).address
     except (ValueError, OSError) as error:
         again = f"lladav push {folder} {repo_id}{' --private' if private else ''}"
         raise OSError(f"{error}\n{folder} is complete all the same; publish it with: {again}") from error

@@ -266,8 +266,7 @@ def commits(hub, repo_id=REPO):
 
 
 def test_a_new_repository_is_private_if_asked(plan, hub, api):
-    address = push(plan, private=True, message="First", api=api)
-    assert address == f"{hub.endpoint}/{REPO}"
+    assert push(plan, private=True, message="First", api=api) == (f"{hub.endpoint}/{REPO}", [])
     assert hub.repos[REPO].private
     assert commits(hub) == ["initial commit", "First"]
     assert hub.asked("POST /api/validate-yaml") == 1
@@ -284,7 +283,7 @@ def test_a_public_repository_is_not_taken_for_private(plan, hub, api):
 
 def test_a_branch_is_made_and_main_stays(plan, hub, api):
     hub.add_repo(REPO)
-    assert push(plan, revision="dev", api=api) == f"{hub.endpoint}/{REPO}/tree/dev"
+    assert push(plan, revision="dev", api=api).address == f"{hub.endpoint}/{REPO}/tree/dev"
     push(plan, revision="dev", api=api)
     assert hub.repos[REPO].files("main").keys() == {".gitattributes"}
     assert "model.safetensors" in hub.repos[REPO].files("dev")
@@ -292,7 +291,7 @@ def test_a_branch_is_made_and_main_stays(plan, hub, api):
 
 
 def test_a_pull_request_leaves_main_alone(plan, hub, api):
-    assert push(plan, create_pr=True, api=api) == f"{hub.endpoint}/{REPO}/discussions/1"
+    assert push(plan, create_pr=True, api=api).address == f"{hub.endpoint}/{REPO}/discussions/1"
     assert hub.repos[REPO].files("main").keys() == {".gitattributes"}
     assert "model.safetensors" in hub.repos[REPO].files("refs/pr/1")
     with pytest.raises(OSError, match="somebody/tiny has no such branch; a pull request needs one that exists"):
@@ -304,7 +303,8 @@ def test_weights_of_an_earlier_upload_are_removed(plan, hub, api, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.md"):
         (tmp_path / name).write_text("old")
     hub.add_repo(REPO, tmp_path)
-    push(plan, api=api)
+    removed = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert sorted(push(plan, api=api).removed) == removed
     files = hub.repos[REPO].files()
     assert "notes.md" in files
     assert [name for name in files if name.startswith("model") and "lladav" not in name] == ["model.safetensors"]

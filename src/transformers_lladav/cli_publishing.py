@@ -45,8 +45,10 @@ def push(
         out.print("Nothing was uploaded (--dry-run).")
         return
     enable_progress_bars()
-    address = pushing.push(upload, private, revision, message, create_pr)
-    out.print(f"Published: {address}", soft_wrap=True)
+    published = pushing.push(upload, private, revision, message, create_pr)
+    out.print(f"Published: {published.address}", soft_wrap=True)
+    if published.removed:
+        out.print(f"Removed, from an earlier upload: {', '.join(published.removed)}", soft_wrap=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import (
@@ -88,6 +88,18 @@ class Upload:
     def size(self) -> int:
         """Of all files, in bytes."""
         return sum(file.size for file in self.files)
+
+
+class Published(NamedTuple):
+    """What came of a push.
+
+    Attributes:
+        address: of the repository, its branch or the pull request.
+        removed: weight files of an earlier upload that the commit removes; they stay in the history.
+    """
+
+    address: str
+    removed: list[str]
 
 
 def plan_upload(
@@ -274,7 +286,7 @@ def push(
     message: str | None = None,
     create_pr: bool = False,
     api: HfApi | None = None,
-) -> str:
+) -> Published:
     """Upload a plan in one commit; files that the repository has already are not sent again.
 
     Weight files of an earlier upload that the new one does not have are removed in the same commit, since transformers
@@ -289,7 +301,7 @@ def push(
         api: who talks to the Hub.
 
     Returns:
-        Address of the repository, its branch or the pull request.
+        Where it is, and what was removed there.
 
     Raises:
         ValueError: if the check found errors, or the repository exists and is public though it should be private.
@@ -305,9 +317,10 @@ def push(
         there = api.list_repo_files(upload.repo_id, revision=revision)
         names = {file.name for file in upload.files}
         stale = [name for name in there if _is_weight_file(name) and name not in names]
+        stale = stale if upload.kind == "model" else []
         operations = [
             *(CommitOperationAdd(file.name, file.content) for file in upload.files),
-            *(CommitOperationDelete(name) for name in stale if upload.kind == "model"),
+            *(CommitOperationDelete(name) for name in stale),
         ]
         commit = api.create_commit(
             upload.repo_id,
@@ -317,7 +330,7 @@ def push(
             create_pr=create_pr,
         )
     address = f"{api.endpoint}/{upload.repo_id}"
-    return commit.pr_url or (f"{address}/tree/{revision}" if revision else address)
+    return Published(commit.pr_url or (f"{address}/tree/{revision}" if revision else address), stale)
 
 
 def _is_weight_file(name: str) -> bool:

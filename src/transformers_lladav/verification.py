@@ -338,19 +338,17 @@ def _check_code(findings: _Findings, folder: Path) -> None:
     different = [
         name for name in sorted(present & set(expected)) if (folder / name).read_bytes() != expected[name].read_bytes()
     ]
-    errors = [
+    problem = (
         f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True. If it is from another "
         "release, remove the .py files: `lladav push` adds those of this one"
-    ]
+    )
     if missing := sorted(set(expected) - present):
         which = "no code files" if not present & set(expected) else f"without {', '.join(missing)}"
         findings.warnings("code", [f"{which}: the folder needs the package to load"])
     findings.warnings("code", [f"{name} is not of this package" for name in sorted(present - set(expected))])
     if different or not missing:
-        entries = len(ENTRY_MODULES)
-        findings.errors(
-            "code", errors if different else [], f"{len(expected)} files ({entries} entries), equal to the package's"
-        )
+        fine = f"{len(expected)} files ({len(ENTRY_MODULES)} entries), equal to the package's"
+        findings.errors("code", [problem] if different else [], fine)
 
 
 def _check_official_tokenizer(findings: _Findings, folder: Path, config: Any) -> None:
