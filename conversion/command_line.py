@@ -62,6 +62,17 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
         yield lambda done: progress.advance(task, done)
 
 
+def add_source_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Options of a script that reads one checkpoint.
+
+    Args:
+        parser: gets `--source` and `--revision`.
+        what: the kind of checkpoint.
+    """
+    parser.add_argument("--source", required=True, help=f"folder or Hub id of {what}")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Options of every script that writes a checkpoint.
 

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from checkpoint_folders import describe_files, list_tensors, main_dtype, read_tokenizer, write_folder
-from command_line import add_output_options, chosen_dtype, chosen_shard_bytes, parse, run
+from command_line import add_output_options, add_source_options, chosen_dtype, chosen_shard_bytes, parse, run
 from transformers_lladav import LladaVConfig, LladaVProcessor, pushing
 from transformers_lladav.files import check_free
 from transformers_lladav.official_config_lladav import config_problems, translate_config
@@ -209,22 +209,13 @@ def describe(plan: Plan, dtype: torch.dtype | None, max_shard_bytes: int) -> Ite
     yield from describe_files(plan.tensors, dtype, max_shard_bytes)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line.
-
-    Args:
-        argv: arguments without the program's name; those of the process by default.
-
-    Returns:
-        0.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_checkpoint.py",
         description="Convert an official LLaDA-V checkpoint into a folder that transformers loads, with or without "
         "the transformers_lladav package. Everything is checked first; the output appears only when complete.",
     )
-    parser.add_argument("--source", required=True, help="folder or Hub id of the official release (llava_llada)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    add_source_options(parser, "the official release (llava_llada)")
     parser.add_argument(
         "--vision-config",
         type=Path,
@@ -241,6 +232,19 @@ def main(argv: list[str] | None = None) -> int:
     add_output_options(parser)
     parser.add_argument("--push-to", metavar="REPO", help="publish the result as OWNER/NAME, as `lladav push` does")
     parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository private")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        0.
+    """
+    parser = _parser()
     arguments = parse(parser, argv)
     if arguments.private and arguments.push_to is None:
         parser.error("--private needs --push-to REPO")

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from checkpoint_folders import describe_files, list_tensors, main_dtype, write_folder
-from command_line import add_output_options, chosen_dtype, chosen_shard_bytes, parse, run
+from command_line import add_output_options, add_source_options, chosen_dtype, chosen_shard_bytes, parse, run
 from transformers_lladav import LladaVConfig
 from transformers_lladav.chat_template_lladav import build_chat_template
 from transformers_lladav.checkpoint_keys_lladav import official_key
@@ -282,8 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Export a native LLaDA-V folder to the layout of the official release, so that the official code "
         "runs what was trained here. Everything is checked first; the output appears only when complete.",
     )
-    parser.add_argument("--source", required=True, help="folder or Hub id of a native model (lladav)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    add_source_options(parser, "a native model (lladav)")
     parser.add_argument(
         "--vision-tower",
         default=VISION_TOWER,

@@ -16,7 +16,7 @@ import command_line
 import parity
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig, LladaVProcessor
 from transformers_lladav.checkpoint_keys_lladav import native_key
-from transformers_lladav.weights import CheckpointError
+from transformers_lladav.weights import CheckpointError, stored_origin
 
 SIGLIP = parity.FOLDER / "checkpoint-siglip" / "config.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -251,3 +251,37 @@ def test_sizes_that_do_not_fit_each_other(source, refusal):
 def test_an_activation_that_does_not_exist(source, refusal):
     change_config(source, hidden_act="swoosh")
     assert "swoosh" in refusal()
+
+
+def test_the_origin_of_a_local_folder_is_recorded(converter, tmp_path):
+    arguments = ["--source", str(parity.OFFICIAL), "--vision-config", str(SIGLIP)]
+    output = tmp_path / "out"
+    assert converter.main([*arguments, "--output", str(output), "--origin", "GSAI-ML/LLaDA-V"]) == 0
+    assert stored_origin(output) == "GSAI-ML/LLaDA-V"
+    loaded, info = LladaVForMaskedDiffusion.from_pretrained(output, output_loading_info=True)
+    assert not any(info.values()), info
+    loaded.save_pretrained(tmp_path / "again")
+    assert stored_origin(tmp_path / "again") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--origin", "LLaDA-V"], "--origin LLaDA-V is no Hub id such as GSAI-ML/LLaDA-V"),
+        (["--private"], "--private needs --push-to REPO"),
+        ([], "--output is required, unless it is a --dry-run"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_options_that_do_not_fit(converter, tmp_path, capsys, options, message):
+    output = ["--output", str(tmp_path / "out")] if options else []
+    with pytest.raises(SystemExit, match="2"):
+        converter.main(["--source", str(parity.OFFICIAL), *output, *options])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_size_of_nothing(converter, tmp_path, capsys):
+    arguments = ["--source", str(parity.OFFICIAL), "--output", str(tmp_path / "out"), "--max-shard-size", "0"]
+    assert command_line.run(converter.main, arguments) == 1
+    assert "--max-shard-size 0.0 must be a size in GB above 0" in capsys.readouterr().err
