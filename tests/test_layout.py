@@ -198,7 +198,7 @@ TESTED_WITH = {
     "recording_film": "recording",
     "recording_page": "recording",
 }
-SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub"}
+SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 STANDARD_LIBRARY_IN_SHIPPED = {
     "collections", "copy", "dataclasses", "difflib", "functools", "inspect", "json", "math", "os", "re", "typing",
 }  # fmt: skip

@@ -62,6 +62,13 @@ def test_an_index_may_not_leave_the_folder(name, tmp_path):
         stored_shapes(tmp_path)
 
 
+@pytest.mark.parametrize("weight_map", [None, [], "model.safetensors"])
+def test_an_index_without_a_map(weight_map, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match="has no weight_map from tensor to file name"):
+        stored_shapes(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, (1000).to_bytes(8, "little") + b'{"a": {}', b"\0" * 200])
 def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)

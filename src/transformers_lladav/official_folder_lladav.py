@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .checkpoint_keys_lladav import native_key
@@ -19,7 +20,6 @@ LOOKUP_OPTIONS = (
     "cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder",
 )  # fmt: skip
 CARRIED_OVER = {"dtype": "dtype", "torch_dtype": "dtype", "_commit_hash": "_commit_hash"}
-MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
 
 
 class OfficialCheckpointError(OSError):
@@ -133,25 +133,25 @@ def stored_shapes(source: Source | None) -> dict[str, Sequence[int]]:
     files = [os.path.join(folder, SAFE_WEIGHTS_NAME)]
     index = os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME)
     if os.path.isfile(index):
-        names = sorted(set(_read_object(index).get("weight_map", {}).values()))
+        weight_map = _read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} has no weight_map from tensor to file name")
+        names = sorted(set(map(str, weight_map.values())))
         if outside := [name for name in names if os.path.basename(name) != name or "\\" in name]:
             raise ValueError(f"{index} names {outside[0]!r}, which is not a file of its folder; it is refused")
         files = [os.path.join(folder, name) for name in names]
     if not all(os.path.isfile(file) for file in files):
         return {}
-    return {native_key(name): tensor["shape"] for file in files for name, tensor in _read_header(file).items()}
+    return {native_key(name): shape for file in files for name, shape in _read_header(file).items()}
 
 
-def _read_header(path: str) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: its length in eight bytes, then JSON."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= MAX_HEADER_BYTES else b""
+def _read_header(path: str) -> dict[str, Sequence[int]]:
+    """Shape by official name, without reading a tensor."""
     try:
-        header: dict[str, dict[str, Any]] = json.loads(text)
-    except ValueError as error:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
         raise ValueError(f"{path} is truncated or damaged; download it again") from error
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_object(path: Source) -> dict[str, Any]:

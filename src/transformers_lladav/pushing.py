@@ -1,7 +1,7 @@
 """Publishing a folder on the Hub: checked first, completed where something is missing, one commit."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,9 @@ from .card_facts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRIC_FILES, RECIPE, r
 from .cards import detect_kind, render_card
 from .publishing import AUTO_MAP, code_files
 from .verification import PROCESSOR_MAP, verify
-from .weights import INDEX, PICKLES, weight_files
+from .weights import INDEX, PICKLES, Progress, weight_files
 
 Origin = Literal["folder", "completed", "generated"]
-Progress = Callable[[int, int], None]
 
 CARD = "README.md"
 PROCESSOR_FILES = {
