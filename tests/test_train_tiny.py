@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from transformers_lladav.recipe_changes import read_recipe
 from transformers_lladav.recipes import TinyRecipe
 from transformers_lladav.train_tiny import TinyTrainer, export, learning_rate
 
@@ -109,4 +110,4 @@ def test_a_run_logs_and_its_export_loads_with_the_averaged_weights(tmp_path):
     assert (tmp_path / "out" / "modeling_lladav.py").is_file()  # loads where the package is not installed
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.image_token_id == model.config.image_token_id
-    assert TinyRecipe.from_json((tmp_path / "out" / "recipe.json").read_text()) == trainer.recipe
+    assert read_recipe((tmp_path / "out" / "recipe.json").read_text(), TinyRecipe()) == trainer.recipe

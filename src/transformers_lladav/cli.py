@@ -167,7 +167,8 @@ def train_tiny(
     """Train the bundled checkpoint from scratch on procedural scenes; interrupted runs go on where they were."""
     import torch
 
-    from .recipes import TinyRecipe, change_recipe
+    from .recipe_changes import change_recipe
+    from .recipes import TinyRecipe
     from .train_tiny import TinyTrainer, export
 
     if threads is not None:

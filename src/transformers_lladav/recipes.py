@@ -2,7 +2,278 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Literal, get_args
+
+Part = Literal["vision_tower", "projector", "newline", "language_model", "head"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+# The linear layers of the language model, and none of the vision tower's, whose names partly are the same.
+LANGUAGE_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def _at_least(least: float, name: str, value: float) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value}; pass at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA, arXiv:2106.09685) beside frozen linear layers.
+
+    Attributes:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora`.
+        dropout: on what goes into the adapter.
+        targets: a regular expression that the full name of a linear layer has to match.
+        rslora: scale by the square root (arXiv:2312.03732), for high ranks.
+        dora: learn magnitudes apart from directions (DoRA, arXiv:2402.09353); slower.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = LANGUAGE_LAYERS
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(1, "lora.rank", self.rank)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout}; it is a share: pass 0 or more, and less than 1")
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha={self.alpha}; the update is scaled by it: pass more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a model is fine-tuned, but for the model and the data.
+
+    Attributes:
+        name: what it is called on the command line.
+        description: what it is for, in a sentence.
+        trains: the parts whose parameters are trained themselves: "vision_tower", "projector", "newline" (the
+            embedding that ends a row of patches), "language_model" and "head". All others are frozen.
+        lora: adapters beside frozen layers; what they adapt cannot be in `trains` at the same time.
+        quantization: "nf4" to hold the frozen language model in four bits (QLoRA, arXiv:2305.14314: double
+            quantisation, computed in the precision of training); tower, projector and head are left as they are.
+        learning_rate: peak of the schedule.
+        vision_learning_rate: that of the vision tower; the same by default.
+        schedule: how the rate goes down after the warm-up.
+        warmup_ratio: share of the steps in which the rate rises linearly.
+        weight_decay: of AdamW, on matrices only.
+        max_grad_norm: gradients are scaled down to this norm.
+        epochs: how often the data are gone through.
+        max_steps: optimiser steps, in place of epochs.
+        global_batch_size: samples of an optimiser step, over all devices.
+        device_batch_size: samples a device holds at a time; the rest of a step is accumulated.
+        max_length: tokens of a sample with its pictures, or of a packed row; longer samples lose their end.
+        precision: "bf16" and "fp16" compute in half precision; what is trained is kept in float32. "auto" takes bf16
+            where a GPU has it, and fp32 on a CPU.
+        gradient_checkpointing: compute activations again on the way back: a fifth of the memory for a third more time.
+        compile: use `torch.compile`.
+        prompt: "chat", or "plain" for picture and text without any template, as the paper's first stage has it.
+        answers_only: learn nothing outside the assistant's messages; officially headers are learned as well.
+        train_on_padding: learn padding, as the official training does.
+        conversation_mask: let no turn see a later one.
+        complementary: two views per sample, which together hide every token once.
+        packing: several samples in a row, none in view of another.
+        group_by_length: batches of samples of similar length.
+        checkpoint_every: steps between checkpoints, each with an evaluation if there are held-out data; by default
+            there are ten in a run.
+        keep_checkpoints: how many of the latest stay, beside the best.
+        eval_answers: held-out samples that are answered by generation in an evaluation, for exact match.
+        best_by: what makes a checkpoint the best one, which is what a run ends with: "loss" or "exact_match" on
+            held-out data.
+        patience: evaluations without a better one before a run stops; none stops it by default.
+        seed: of all draws.
+        data: what the paper trained on, for information.
+    """
+
+    name: str
+    description: str
+    trains: tuple[Part, ...] = ()
+    lora: Lora | None = None
+    quantization: Literal["nf4"] | None = None
+    learning_rate: float = 1e-5
+    vision_learning_rate: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    global_batch_size: int = 16
+    device_batch_size: int = 1
+    max_length: int = 8192
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = True
+    compile: bool = False
+    prompt: Literal["chat", "plain"] = "chat"
+    answers_only: bool = False
+    train_on_padding: bool = False
+    conversation_mask: bool = False
+    complementary: bool = False
+    packing: bool = False
+    group_by_length: bool = False
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    eval_answers: int = 64
+    best_by: Literal["loss", "exact_match"] = "loss"
+    patience: int | None = None
+    seed: int = 0
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
+            _at_least(1, name, getattr(self, name))
+        for name in ("max_steps", "checkpoint_every", "patience"):
+            if getattr(self, name) is not None:
+                _at_least(1, name, getattr(self, name))
+        for name in ("eval_answers", "weight_decay"):
+            _at_least(0, name, getattr(self, name))
+        for name in ("learning_rate", "vision_learning_rate", "epochs", "max_grad_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}; pass more than 0")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio={self.warmup_ratio}; it is a share of the steps: pass 0 to 1")
+        self._check_parts()
+        self._check_batches()
+
+    def _check_parts(self) -> None:
+        if not self.trains and self.lora is None:
+            raise ValueError(
+                f"the recipe {self.name!r} trains nothing: trains=() and lora=None; give parts "
+                f"({', '.join(PARTS)}) or adapters"
+            )
+        if self.lora is not None and (both := {"language_model", "newline"} & set(self.trains)):
+            raise ValueError(
+                f"trains={list(self.trains)} and lora were both given; an adapter holds whole modules besides its "
+                f"own weights, but not {' and '.join(sorted(both))}: leave them out, or train without lora"
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"quantization={self.quantization!r} without lora: what is held in four bits cannot be trained; give "
+                "adapters, or quantization=null"
+            )
+        if self.quantization is not None and self.precision == "fp32":
+            raise ValueError('quantization="nf4" computes in half precision; pass precision="bf16" or "fp16"')
+
+    def _check_batches(self) -> None:
+        if self.global_batch_size % self.device_batch_size:
+            fitting = self.global_batch_size // self.device_batch_size * self.device_batch_size
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of device_batch_size="
+                f"{self.device_batch_size}; pass global_batch_size={fitting or self.device_batch_size}"
+            )
+        if self.packing and self.train_on_padding:
+            raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
+        if self.prompt == "plain" and self.answers_only:
+            raise ValueError('answers_only=True has no meaning with prompt="plain", which has no messages')
+
+    def to_json(self) -> str:
+        """The recipe as JSON, for `recipe.json` beside the weights."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+_EVERYTHING: tuple[Part, ...] = PARTS
+_STAGE = Recipe(
+    name="stage2a",
+    description="The paper's visual instruction tuning on single pictures.",
+    trains=_EVERYTHING,
+    learning_rate=1e-5,
+    vision_learning_rate=2e-6,
+    global_batch_size=256,
+    precision="bf16",
+    train_on_padding=True,
+    data="MAmmoTH-VL, 10M single-image samples",
+)
+_LORA = Recipe(
+    name="lora",
+    description="Adapters in the language model, and the projector: the place to start.",
+    trains=("projector",),
+    lora=Lora(),
+    learning_rate=1e-4,
+    epochs=3.0,
+)
+
+# LLaDA-V, arXiv:2505.16933, section 3.2 and appendix: cosine, warm-up 0.03, no weight decay, one epoch each.
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _LORA,
+        dataclasses.replace(
+            _LORA,
+            name="qlora",
+            description="As lora, with the frozen language model in four bits: for one small card.",
+            quantization="nf4",
+        ),
+        Recipe(
+            name="full",
+            description="All parameters, for domains far from what the model knows.",
+            trains=_EVERYTHING,
+            learning_rate=1e-5,
+            vision_learning_rate=2e-6,
+            global_batch_size=64,
+        ),
+        Recipe(
+            name="projector",
+            description="The projector alone, for another vision tower or language model.",
+            trains=("projector",),
+            learning_rate=1e-3,
+            global_batch_size=64,
+        ),
+        dataclasses.replace(
+            _STAGE,
+            name="stage1",
+            description="The paper's alignment of the projector on captions.",
+            trains=("projector",),
+            learning_rate=1e-3,
+            vision_learning_rate=None,
+            global_batch_size=64,
+            prompt="plain",
+            data="LLaVA-Pretrain, 558K captions",
+        ),
+        _STAGE,
+        dataclasses.replace(
+            _STAGE,
+            name="stage2b",
+            description="The paper's tuning on several pictures and videos.",
+            max_length=16_384,
+            data="MAmmoTH-VL, 2M samples of several images or up to 32 frames",
+        ),
+        dataclasses.replace(
+            _STAGE,
+            name="stage3a",
+            description="The paper's tuning on answers with reasoning.",
+            data="VisualWebInstruct, 900K samples",
+        ),
+        dataclasses.replace(
+            _STAGE,
+            name="stage3b",
+            description="The paper's balance of reasoned and direct answers, by /think and /no_think.",
+            max_length=16_384,
+            data="a mix of the data of stage2b and stage3a, with /think and /no_think tags",
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Args:
+        name: such as "lora".
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: listing the names, if there is none.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,54 +359,3 @@ class TinyRecipe:
     def to_json(self) -> str:
         """The recipe as JSON, for `recipe.json` beside the weights."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "TinyRecipe":
-        """Read a recipe back.
-
-        Args:
-            text: what `to_json` wrote.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ValueError: naming fields that do not exist.
-        """
-        fields: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"a recipe has no field {', '.join(unknown)}")
-        return cls(**fields)
-
-
-def change_recipe(recipe: TinyRecipe, changes: list[str]) -> TinyRecipe:
-    """Apply `field=value` texts from a command line.
-
-    Args:
-        recipe: what to start from.
-        changes: such as "steps=500"; the value is read as JSON.
-
-    Returns:
-        The changed recipe.
-
-    Raises:
-        ValueError: for an unknown field, a text without "=" or a value of another type.
-    """
-    known = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, separator, text = change.partition("=")
-        if not separator or name not in known:
-            raise ValueError(f"{change!r} changes nothing: give FIELD=VALUE with one of {', '.join(known)}")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{change!r}: {text!r} is not a JSON value such as 500, 1e-3 or true") from error
-        expected = type(known[name])
-        if expected is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not expected:
-            raise ValueError(f"{change!r}: {name} takes {expected.__name__}, not {type(value).__name__}")
-        values[name] = value
-    return dataclasses.replace(recipe, **values)

@@ -1,0 +1,114 @@
+"""Recipes from files and command lines: what does not exist or has another type is an error, never ignored."""
+
+import dataclasses
+import json
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .recipes import Recipe, TinyRecipe
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, TinyRecipe)
+
+
+def read_recipe(text: str, start: AnyRecipe) -> AnyRecipe:
+    """Read a recipe, or some fields of one, from JSON.
+
+    Args:
+        text: an object with fields of a recipe, as `to_json` writes it.
+        start: gives the fields that are not there.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: for text that is no JSON object, fields that do not exist, or values of another type.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a recipe is a JSON object, but this is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"a recipe is a JSON object, not {type(fields).__name__}")
+    return _changed(start, fields, "")
+
+
+def change_recipe(recipe: AnyRecipe, changes: list[str]) -> AnyRecipe:
+    """Apply `field=value` texts from a command line.
+
+    Args:
+        recipe: what to start from.
+        changes: such as "epochs=2" or "lora.rank=64"; the value is read as JSON, or as text where that fails.
+
+    Returns:
+        The changed recipe.
+
+    Raises:
+        ValueError: for an unknown field, a text without "=" or a value of another type.
+    """
+    fields: dict[str, Any] = {}
+    for change in changes:
+        path, separator, text = change.partition("=")
+        names = path.strip().split(".")
+        if not separator or not all(names):
+            raise ValueError(f"{change!r} changes nothing: give FIELD=VALUE, such as learning_rate=2e-5")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        inner = fields
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{change!r}: {name} was set before, as a whole; set it once")
+        inner[names[-1]] = value
+    return _changed(recipe, fields, "")
+
+
+def _changed(recipe: Any, fields: dict[str, Any], prefix: str) -> Any:
+    """A recipe, or a part of one, with some fields changed, each checked against its type."""
+    hints = get_type_hints(type(recipe))
+    values = {}
+    for name, value in fields.items():
+        if name not in hints:
+            raise ValueError(f"a recipe has no field {prefix}{name}; there are {', '.join(prefix + n for n in hints)}")
+        values[name] = _as_type(value, hints[name], getattr(recipe, name), prefix + name)
+    return dataclasses.replace(recipe, **values)
+
+
+def _as_type(value: Any, hint: Any, current: Any, name: str) -> Any:
+    """A JSON value as the type of a field.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        origin = get_origin(option)
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return _changed(current if current is not None else option(), value, f"{name}.")  # type: ignore[operator]
+        if origin is Literal and value in get_args(option):
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_as_type(item, get_args(option)[0], None, name) for item in value)
+        if origin is dict and isinstance(value, dict):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise ValueError(f"{name}={json.dumps(value)}: it takes {_type_text(hint)}")
+
+
+def _type_text(hint: Any) -> str:
+    """What a field takes, for people."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_text(option) for option in get_args(hint))
+    if origin is Literal:
+        return ", ".join(json.dumps(value) for value in get_args(hint))
+    if origin is tuple:
+        return f"a list of {_type_text(get_args(hint)[0])}"
+    names = {type(None): "null", int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, "an object")
