@@ -1,4 +1,4 @@
-"""Render the tables and the plot of README.md from the result files; `--check` only says whether they are fresh."""
+"""Render the tables and the plots of README.md from the result files; `--check` only says whether they are fresh."""
 
 import argparse
 import hashlib
@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers_lladav.result_tables import (
     conversion_table,
     decoding_table,
     evaluation_table,
+    finetuning_table,
     infilling_table,
     parity_table,
     repeats_table,
@@ -27,7 +29,7 @@ from transformers_lladav.result_tables import (
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results"
 README = ROOT / "README.md"
-PLOT = ROOT / "model_cards" / "assets" / "decoding.png"
+ASSETS = ROOT / "model_cards" / "assets"
 
 
 def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
@@ -69,17 +71,68 @@ def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
     figure.savefig(path, dpi=150, metadata={"Description": mark})
 
 
-def plot_mark() -> str:
-    """A fingerprint of what the plot is drawn from."""
-    return hashlib.sha256((RESULTS / "decoding.json").read_bytes()).hexdigest()
+def draw_finetuning(document: dict[str, Any], path: Path, mark: str) -> None:
+    """Plot the loss, and the share of held-out answers that are right, over the steps of each run.
+
+    Args:
+        document: written by measure_finetuning.py.
+        path: PNG file to write.
+        mark: kept in the file, to tell whether it is fresh.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    losses, shares = figure.subplots(1, 2)
+    before = document["before"]["test"]
+    for number, (name, arm) in enumerate(document["arms"].items()):
+        steps, values = ([point[key] for point in arm["loss"]] for key in ("step", "loss"))
+        losses.plot(steps, values, color=f"C{number}", alpha=0.35, linewidth=0.9)
+        steps, values = ([point[key] for point in arm["held_out"]] for key in ("step", "loss"))
+        losses.plot(steps, values, color=f"C{number}", marker="o", markersize=4, label=name)
+        values = [100 * point["exact_match"] for point in arm["held_out"]]
+        start = 100 * before["correct"] / before["questions"]
+        shares.plot([0, *steps], [start, *values], color=f"C{number}", marker="o", markersize=4, label=name)
+    losses.set(title="loss, held-out (faint: in training)", xlabel="step", ylabel="nats", yscale="log")
+    shares.set(title="held-out pictograms answered exactly", xlabel="step", ylabel="%", ylim=(-2, 102))
+    for axes in (losses, shares):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    shares.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150, metadata={"Description": mark})
 
 
-def plot_is_fresh() -> bool:
-    """Whether the plot was drawn from the result file that is there."""
-    if not PLOT.exists():
+PLOTS: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
+    "decoding": draw_decoding,
+    "finetuning": draw_finetuning,
+}
+
+
+def plot_mark(name: str) -> str:
+    """A fingerprint of what a plot is drawn from.
+
+    Args:
+        name: of the result file.
+
+    Returns:
+        Its SHA-256.
+    """
+    return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()
+
+
+def plot_is_fresh(name: str) -> bool:
+    """Whether a plot was drawn from the result file that is there.
+
+    Args:
+        name: of the result file.
+
+    Returns:
+        False also if there is no plot.
+    """
+    path = ASSETS / f"{name}.png"
+    if not path.exists():
         return False
-    with Image.open(PLOT) as picture:
-        return bool(picture.info.get("Description") == plot_mark())
+    with Image.open(path) as picture:
+        return bool(picture.info.get("Description") == plot_mark(name))
 
 
 def read_result(name: str) -> Any:
@@ -105,6 +158,7 @@ TABLES = {
     "infilling": ("decoding", infilling_table),
     "repeats": ("decoding", repeats_table),
     "conversion": ("conversion", conversion_table),
+    "finetuning": ("finetuning", finetuning_table),
 }
 
 
@@ -140,9 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     text = README.read_text(encoding="utf-8")
     fresh = render(text)
     if options.check:
-        return 0 if fresh == text and plot_is_fresh() else 1
-    if not plot_is_fresh():
-        draw_decoding(read_result("decoding"), PLOT, plot_mark())
+        return 0 if fresh == text and all(map(plot_is_fresh, PLOTS)) else 1
+    for name, draw in PLOTS.items():
+        if not plot_is_fresh(name):
+            draw(read_result(name), ASSETS / f"{name}.png", plot_mark(name))
     README.write_text(fresh, encoding="utf-8")
     return 0
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import parity
+from transformers_lladav.batches import TrainingBatches
 from transformers_lladav.checkpoint_keys_lladav import native_key
 from transformers_lladav.collation import Collator
-from transformers_lladav.lengths import LengthGroupedBatches
 from transformers_lladav.noise import Noise
 from transformers_lladav.samples import Numbered
 
@@ -394,6 +394,11 @@ def test_what_cannot_be_used_is_named(processor):
     ("options", "message"),
     [
         ({"too_long": "cut"}, 'too_long=\'cut\'; choose "error" or "drop"'),
+        ({"prompt": "caption"}, 'prompt=\'caption\'; choose "chat" or "plain"'),
+        (
+            {"prompt": "plain", "answers_only": True},
+            'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out',
+        ),
         ({"max_length": 0}, "max_length=0; a sample has at least one token: pass more, or None"),
         ({"packing": True}, "packing=True needs max_length, the tokens that a row holds; pass max_length=4096"),
         (
@@ -408,6 +413,146 @@ def test_options_that_mean_nothing_are_refused(options, message, processor):
         Collator(processor, **options)
 
 
+# --- Plain prompts
+
+
+def captioned(caption, *question):
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "image": parity.picture("a5_tiny_gray.png")}, *question]},
+            {"role": "assistant", "content": caption},
+        ]
+    }
+
+
+def test_a_plain_prompt_is_the_picture_the_caption_and_a_line_feed(processor, tokenizer):
+    given = captioned("A grey\ncat. <|eot_id|><image>", {"type": "text", "text": "Never seen."})
+    collator = Collator(processor, prompt="plain")
+    row = collator.prepare(given)
+    pictures = int((Collator(processor).prepare(SEEN).input_ids == processor.image_token_id).sum())
+    assert (row.input_ids[:pictures] == processor.image_token_id).all()
+    caption = row.input_ids[pictures:]
+    assert tokenizer.decode(caption) == "A grey\ncat. <|eot_id|><image>\n"
+    assert caption[-1] == 198
+    assert not torch.isin(caption, torch.tensor([processor.image_token_id, 126348])).any()
+    assert torch.equal(row.labels, torch.cat([torch.full((pictures,), IGNORED), caption]))
+    assert not row.turns.any()
+
+
+def test_a_plain_caption_has_the_ids_of_the_tokenizer_alone(processor, tokenizer):
+    # LLaVA tokenises what stands before and behind a picture by itself.
+    for caption in ("a cat", "  two spaces", "Ends with a feed\n", "Grüße 你好"):
+        row = Collator(processor, prompt="plain").prepare(captioned(caption))
+        assert row.input_ids[row.labels != IGNORED].tolist() == tokenizer(caption + "\n").input_ids
+
+
+def test_the_plain_loss_is_that_of_the_tokens_behind_the_picture(processor, flat):
+    batch = Collator(processor, prompt="plain", complementary=True)(numbered([captioned("a cat")]))
+    # Both views together hide every token once.
+    assert (batch["labels"] != IGNORED).sum() == len(processor.tokenizer("a cat\n").input_ids)
+    weight = float(batch["loss_weights"].sum()) / 2
+    assert loss_of(flat, batch) == pytest.approx(weight * math.log(126464), rel=1e-5)
+
+
+def test_a_plain_prompt_can_be_cut_behind_the_first_token_of_its_caption(processor):
+    whole = Collator(processor, prompt="plain").prepare(captioned("a cat on a mat"))
+    first = int((whole.labels != IGNORED).nonzero()[0])
+    row = Collator(processor, prompt="plain", max_length=first + 1).prepare(captioned("a cat on a mat"))
+    assert torch.equal(row.input_ids, whole.input_ids[: first + 1])
+    with pytest.raises(ValueError, match=f"cannot be cut: its first answer begins at token {first};"):
+        Collator(processor, prompt="plain", max_length=first).prepare(captioned("a cat on a mat"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (
+            TURNS["messages"],
+            'the messages are user, assistant, user, assistant, and prompt="plain" takes one question',
+        ),
+        (SHORT["messages"], 'the question has no picture, and prompt="plain" is for pictures with captions'),
+        (
+            [SEEN["messages"][0], {"role": "assistant", "content": SEEN["messages"][0]["content"]}],
+            'the answer has a picture, and prompt="plain" learns text',
+        ),
+    ],
+    ids=["turns", "no picture", "picture in the answer"],
+)
+def test_what_has_no_plain_prompt_is_named(messages, message, processor):
+    with pytest.raises(ValueError, match=f"^here:3: {re.escape(message)}"):
+        Collator(processor, prompt="plain")([{"source": "here:3", "messages": messages}])
+
+
+def test_a_system_message_is_no_turn_of_a_plain_prompt(processor):
+    given = captioned("a cat")
+    system = {"role": "system", "content": "Be brief."}
+    collator = Collator(processor, prompt="plain")
+    assert torch.equal(
+        collator.prepare({"messages": [system, *given["messages"]]}).input_ids, collator.prepare(given).input_ids
+    )
+
+
+# --- Pictures that are filled in, and numbers
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_picture_that_is_filled_in_does_not_change_the_loss(options, processor, model):
+    without = Collator(processor, **options)(numbered([SHORT, LONG, TURNS]))
+    filled = Collator(processor, fill_in_picture=True, **options)(numbered([SHORT, LONG, TURNS]))
+    assert "pixel_values" not in without
+    assert filled["image_tile_counts"].tolist() == [1]
+    assert len(filled["input_ids"]) == len(without["input_ids"]) + 1
+    assert not filled["loss_weights"][-1].any()
+    assert (filled["labels"][-1] == IGNORED).all()
+    assert loss_of(model, filled) == pytest.approx(loss_of(model, without), rel=1e-6)
+
+
+def test_a_picture_that_is_filled_in_gives_the_tower_gradients_of_zero(processor, trained):
+    loss = trained(**Collator(processor, fill_in_picture=True)(numbered([SHORT]))).loss
+    named = {
+        name: parameter
+        for name, parameter in trained.named_parameters()
+        if ("vision_tower" in name and "post_layernorm" not in name) or "projector" in name or "newline" in name
+    }
+    gradients = torch.autograd.grad(loss, list(named.values()))  # an error if one was not used
+    assert len(named) > 20
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_no_picture_is_filled_in_beside_others(processor):
+    for sample in (SEEN, {"messages": [{"role": "user", "content": [{"type": "video", "video": parity.frames()}]},
+                                       {"role": "assistant", "content": "A film."}]}):  # fmt: skip
+        plain, asked = (Collator(processor, fill_in_picture=f)(numbered([SHORT, sample])) for f in (False, True))
+        assert same(plain, asked)
+
+
+def test_a_batch_of_which_nothing_is_left_gets_its_picture_too(processor, model):
+    collator = Collator(processor, max_length=200, too_long="drop", fill_in_picture=True, sample_numbers=True)
+    with pytest.warns(UserWarning, match="example 0 is left out"):
+        batch = collator(numbered([SEEN]))
+    assert batch.pop("sample_numbers").tolist() == [-1]
+    assert len(batch["pixel_values"]) == 1
+    assert loss_of(model, batch) == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_batch_says_which_samples_it_holds_when_asked(options, processor):
+    samples = [numbered([LONG, SHORT, TURNS])[number] for number in (2, 0, 1)]
+    plain = Collator(processor, **options)(samples)
+    asked = Collator(processor, sample_numbers=True, fill_in_picture=False, **options)(samples)
+    numbers = asked.pop("sample_numbers")
+    assert numbers.dtype == torch.long
+    assert numbers.tolist() == [2, 0, 1]
+    assert same(plain, asked)
+
+
+def test_samples_without_a_number_or_left_out_are_told_apart(processor):
+    collator = Collator(processor, max_length=200, too_long="drop", sample_numbers=True, complementary=True)
+    with pytest.warns(UserWarning, match="example 1 is left out"):
+        batch = collator([numbered([SHORT, SEEN])[1], SHORT, numbered([SHORT, SHORT])[1]])
+    assert batch["sample_numbers"].tolist() == [-1, 1]
+
+
 # --- The same batches however they are made
 
 EXAMPLES = [talk(f"Question {number}? " * (1 + number % 3), f"Answer {number}. " * 3) for number in range(12)]
@@ -416,7 +561,7 @@ EXAMPLES = [talk(f"Question {number}? " * (1 + number % 3), f"Answer {number}. "
 def batches(processor, epoch=0, workers=0, skip=0, **options):
     data = Numbered(EXAMPLES)
     data.set_epoch(epoch)
-    order = LengthGroupedBatches(data, [len(str(example)) for example in EXAMPLES], 2, seed=3)
+    order = TrainingBatches(data, 4, 2, seed=3, lengths=[len(str(example)) for example in EXAMPLES])
     loader = DataLoader(
         data, batch_sampler=list(order)[skip:], num_workers=workers, collate_fn=Collator(processor, **options)
     )

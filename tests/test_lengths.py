@@ -1,15 +1,19 @@
-"""Lengths without opening a picture, and batches of similar length."""
+"""Lengths without opening a picture, and samples that are too long to be used."""
+
+import pickle
+import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 import parity
 from transformers_lladav import LladaVImageProcessor, LladaVProcessor
-from transformers_lladav.lengths import LengthGroupedBatches, merged_lengths
-from transformers_lladav.samples import Numbered
+from transformers_lladav.collation import Collator
+from transformers_lladav.data import Examples
+from transformers_lladav.lengths import check_lengths
+from transformers_lladav.media import check_media
+from transformers_lladav.prompt_view import PromptViewer
+from transformers_lladav.record_files import DataError
 
 
 def picture(name):
@@ -37,6 +41,10 @@ CHATS = {
 }
 
 
+def as_examples(chats):
+    return [{"messages": messages} for messages in chats]
+
+
 def lengths_of_the_processor(processor, chats, separator):
     inputs = [
         processor.apply_chat_template(messages, tokenize=True, return_dict=True, image_separator=separator)
@@ -47,8 +55,10 @@ def lengths_of_the_processor(processor, chats, separator):
 
 @pytest.mark.parametrize("separator", ["\n", ""], ids=repr)
 def test_lengths_are_those_of_the_processor(separator, processor):
-    ours = merged_lengths(CHATS.values(), processor, separator)
-    assert ours == lengths_of_the_processor(processor, CHATS.values(), separator)
+    ours = check_lengths(as_examples(CHATS.values()), processor, image_separator=separator)
+    assert ours.lengths == lengths_of_the_processor(processor, CHATS.values(), separator)
+    assert (ours.cut, ours.lost, ours.left_out) == (0, 0, [])
+    assert len(ours.examples) == len(CHATS)
 
 
 @pytest.mark.parametrize("tiling", ["tiles", "square"])
@@ -56,60 +66,89 @@ def test_lengths_follow_the_settings_of_the_image_processor(tiling):
     image_processor = LladaVImageProcessor(tiling=tiling, single_tile_newline=False, newline_position="frame")
     processor = LladaVProcessor(image_processor, AutoTokenizer.from_pretrained(parity.OFFICIAL))
     chats = [CHATS[name] for name in ("a4_panorama.jpg", "two pictures", "a video")]
-    assert merged_lengths(chats, processor) == lengths_of_the_processor(processor, chats, "\n")
+    assert check_lengths(as_examples(chats), processor).lengths == lengths_of_the_processor(processor, chats, "\n")
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(1, 9), st.booleans(), st.integers(0, 9))
-def test_batches_hold_every_sample_once(lengths, batch_size, drop_last, seed):
-    sampler = LengthGroupedBatches(Numbered(lengths), lengths, batch_size, seed, drop_last)
-    batches = list(sampler)
-    assert len(batches) == len(sampler)
-    drawn = [index for batch in batches for index in batch]
-    assert len(set(drawn)) == len(drawn)
-    assert len(drawn) == (len(lengths) // batch_size * batch_size if drop_last else len(lengths))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    if len(batches) > 1:
-        assert max(lengths[index] for index in batches[0]) == max(lengths)
+SEEN = {"messages": chat(picture("a5_tiny_gray.png"), "What is it?"), "source": "train.jsonl:7"}
+TEXT = {"messages": chat("Tell me. " * 20), "source": "train.jsonl:8"}
 
 
-def test_batches_are_of_similar_length_and_differ_by_epoch_and_seed():
-    lengths = [(7919 * index) % 1000 for index in range(1000)]
-    data = Numbered(lengths)
-    sampler = LengthGroupedBatches(data, lengths, 8, seed=1)
-    first = list(sampler)
-    assert list(sampler) == first
-    data.set_epoch(1)
-    assert list(sampler) != first
-    data.set_epoch(0)
-    assert list(sampler) == first
-    assert list(LengthGroupedBatches(data, lengths, 8, seed=2)) != first
-    # Groups of 31 batches (1000 // (8 * 4)) of 1000 even lengths: a batch of 8 spans about 8 / 248 of them.
-    spans = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in first[1:-1]]
-    assert sorted(spans)[len(spans) // 2] < 60
-    order = [max(lengths[i] for i in batch) for batch in first[1:-1]]
-    assert order != sorted(order, reverse=True)
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_what_is_cut_is_what_the_collator_cuts(prompt, processor):
+    whole = Collator(processor, prompt=prompt).prepare(SEEN)
+    for max_length in (len(whole), len(whole) - 1, len(whole) - 3):
+        found = check_lengths([SEEN], processor, max_length, prompt=prompt)
+        assert found.lengths == [len(Collator(processor, max_length=max_length, prompt=prompt).prepare(SEEN))]
+        assert (found.cut, found.lost) == (int(max_length < len(whole)), len(whole) - max_length)
 
 
-def test_accelerate_shares_the_batches_out_and_sets_the_epoch_of_order_and_samples():
-    data_loader = pytest.importorskip("accelerate.data_loader")
-    lengths = list(range(32))
-    found = []
-    for process in (0, 1):
-        data = Numbered([{"messages": [number]} for number in lengths])
-        order = LengthGroupedBatches(data, lengths, 2, seed=1)
-        loader = DataLoader(data, batch_sampler=order, collate_fn=lambda s: [(x.index, x.epoch) for x in s])
-        prepared = data_loader.prepare_data_loader(loader, num_processes=2, process_index=process, put_on_device=False)
-        prepared.set_epoch(3)
-        found.append(list(prepared))
-    data.set_epoch(3)
-    expected = [[(index, 3) for index in batch] for batch in order]
-    assert [batch for pair in zip(*found, strict=True) for batch in pair] == expected
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_the_length_that_is_needed_is_the_shortest_the_collator_can_use(prompt, processor):
+    parts = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in SEEN["messages"][1:]]
+    messages = [SEEN["messages"][0], *parts]
+    view = PromptViewer(processor, prompt=prompt).view(messages, check_media(messages))
+    needed = view.cut(1).needed
+    assert view.length == len(Collator(processor, prompt=prompt).prepare(SEEN))
+    last_picture = int((Collator(processor, prompt=prompt).prepare(SEEN).input_ids == 126349).nonzero()[-1])
+    for length in (1, last_picture, last_picture + 1, needed - 1, needed):
+        cut, collator = view.cut(length), Collator(processor, max_length=length, prompt=prompt, too_long="drop")
+        assert cut.through_picture == (length <= last_picture)
+        assert cut.answerless == (length < needed)
+        if length == needed:
+            assert collator.prepare(SEEN) is not None
+        else:
+            with pytest.warns(UserWarning, match="train.jsonl:7 is left out"):
+                assert collator.prepare(SEEN) is None
 
 
-def test_lengths_that_make_no_batches_are_refused():
-    with pytest.raises(ValueError, match="0 samples in batches of 4; give one sample and one per batch"):
-        LengthGroupedBatches(Numbered([]), [], 4)
-    with pytest.raises(ValueError, match="3 samples in batches of 0"):
-        LengthGroupedBatches(Numbered([1, 2, 3]), [1, 2, 3], 0)
-    with pytest.raises(ValueError, match="2 lengths were given for 3 samples; give one each"):
-        LengthGroupedBatches(Numbered([1, 2, 3]), [1, 2], 1)
+def test_samples_that_cannot_be_used_are_named_with_what_they_need(processor):
+    whole = len(Collator(processor).prepare(SEEN))
+    pictures = int((Collator(processor).prepare(SEEN).input_ids == 126349).sum())
+    start = int((Collator(processor).prepare(SEEN).labels == 10450).nonzero()[0]) - 2  # the answer's header
+    message = (
+        f"1 of 2 samples cannot be used: train.jsonl:7: the sample has {whole} tokens, more than max_length="
+        f"{pictures}, and cutting the end would go through a picture or video; shorten it, or pass max_length={start + 1} or "
+        f"more (--set max_length={start + 1}); put them right, or pass skip_bad=True (--skip-bad) to leave them out"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        check_lengths([TEXT, SEEN], processor, pictures)
+    with pytest.raises(DataError, match="would leave nothing of the answers; shorten it"):
+        check_lengths([SEEN], processor, start)
+
+
+def test_samples_that_cannot_be_used_are_left_out_and_counted(processor):
+    lost = {"messages": chat({"type": "image", "image": "no-such-file.png"}), "source": "train.jsonl:9"}
+    told = []
+    found = check_lengths(
+        [TEXT, SEEN, lost, TEXT], processor, 200, skip_bad=True, on_progress=lambda *at: told.append(at)
+    )
+    assert list(found.examples) == [TEXT, TEXT]
+    assert found.lengths == [len(Collator(processor).prepare(TEXT))] * 2
+    assert [error.source for error in found.left_out] == ["train.jsonl:7", "train.jsonl:9"]
+    assert "no-such-file.png" in found.left_out[1].reason
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_nothing_that_is_left_is_an_error(processor):
+    with pytest.raises(DataError, match=r"^no sample is left: 2 were given; train\.jsonl:7: the sample has .*; train"):
+        check_lengths([SEEN, SEEN], processor, 9, skip_bad=True)
+    with pytest.raises(DataError, match=r"^4 of 4 samples .*\(and 1 more\); put them right"):
+        check_lengths([SEEN] * 4, processor, 9)
+
+
+def test_samples_that_are_none_for_a_plain_prompt_are_found(processor):
+    found = check_lengths([SEEN, TEXT], processor, prompt="plain", skip_bad=True)
+    assert list(found.examples) == [SEEN]
+    assert str(found.left_out[0]).startswith('train.jsonl:8: the question has no picture, and prompt="plain"')
+
+
+def test_what_is_left_of_examples_can_be_pickled(processor):
+    records = [{"question": "Tell me. " * number, "answer": "Well."} for number in range(1, 9)]
+    lengths = check_lengths(Examples(records), processor).lengths
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) == 8
+    limit = lengths[4]
+    found = check_lengths(Examples(records), processor, limit - 10, skip_bad=True)
+    copy = pickle.loads(pickle.dumps(found.examples))
+    assert [example.source for example in copy] == [f"record {number}" for number in range(len(found.lengths))]
+    assert len(found.left_out) == 8 - len(found.lengths) > 0

@@ -1,42 +1,85 @@
 import dataclasses
+import math
 
 import pytest
 
-from transformers_lladav.recipes import TinyRecipe, change_recipe
+from transformers_lladav.recipes import PARTS, RECIPES, Lora, Recipe, TinyRecipe, find_recipe
+
+# LLaDA-V, arXiv:2505.16933: learning rate, that of the vision tower, global batch, tokens.
+PAPER = {
+    "stage1": (1e-3, None, 64, 8192),
+    "stage2a": (1e-5, 2e-6, 256, 8192),
+    "stage2b": (1e-5, 2e-6, 256, 16384),
+    "stage3a": (1e-5, 2e-6, 256, 8192),
+    "stage3b": (1e-5, 2e-6, 256, 16384),
+}
 
 
-def test_a_recipe_survives_json():
-    recipe = TinyRecipe(steps=2500, learning_rate=3e-4, question_weights={"count": 2.0})
-    assert TinyRecipe.from_json(recipe.to_json()) == recipe
+@pytest.mark.parametrize("name", PAPER)
+def test_the_stages_are_those_of_the_paper(name):
+    recipe = RECIPES[name]
+    figures = (recipe.learning_rate, recipe.vision_learning_rate, recipe.global_batch_size, recipe.max_length)
+    assert figures == PAPER[name]
+    assert (recipe.epochs, recipe.schedule, recipe.warmup_ratio, recipe.weight_decay) == (1.0, "cosine", 0.03, 0.0)
+    assert (recipe.precision, recipe.gradient_checkpointing) == ("bf16", True)
+    assert recipe.trains == (("projector",) if name == "stage1" else PARTS)
+    assert recipe.prompt == ("plain" if name == "stage1" else "chat")
 
 
-def test_unknown_fields_in_json_are_named():
-    with pytest.raises(ValueError, match="no field lr"):
-        TinyRecipe.from_json('{"lr": 0.1}')
+def test_qlora_is_lora_in_four_bits():
+    changed = {"name": "qlora", "description": RECIPES["qlora"].description, "quantization": "nf4"}
+    assert RECIPES["qlora"] == dataclasses.replace(RECIPES["lora"], **changed)
 
 
-def test_changes_from_a_command_line_keep_all_else():
-    changed = change_recipe(TinyRecipe(), ["steps=4000", "learning_rate=1", 'question_weights={"count": 1.0}'])
-    expected = dataclasses.replace(TinyRecipe(), steps=4000, learning_rate=1.0, question_weights={"count": 1.0})
-    assert changed == expected
+def test_recipes_are_found_by_name():
+    assert all(find_recipe(name).name == name for name in RECIPES)
+    with pytest.raises(ValueError, match="no recipe 'lorra'; choose one of lora, qlora, full, projector, stage1"):
+        find_recipe("lorra")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("fields", "message"),
     [
-        ("stpes=5", "changes nothing: give FIELD=VALUE with one of picture_side"),
-        ("steps", "changes nothing"),
-        ("steps=many", "'many' is not a JSON value"),
-        ("steps=1.5", "steps takes int, not float"),
-        ("steps=true", "steps takes int, not bool"),
+        ({"trains": ()}, r"trains nothing: trains=\(\) and lora=None; give parts \(vision_tower, projector"),
+        ({"trains": ("language_model",), "lora": Lora()}, "not language_model: leave them out"),
+        ({"quantization": "nf4"}, "without lora: what is held in four bits cannot be trained"),
+        ({"lora": Lora(), "quantization": "nf4", "precision": "fp32"}, "computes in half precision"),
+        ({"global_batch_size": 10, "device_batch_size": 4}, "not a multiple of device_batch_size=4; pass .*size=8"),
+        ({"global_batch_size": 2, "device_batch_size": 4}, "pass global_batch_size=4"),
+        ({"packing": True, "train_on_padding": True}, "packing=True leaves no padding"),
+        ({"prompt": "plain"}, "pass eval_answers=0, not 64"),
+        ({"prompt": "plain", "eval_answers": 0, "answers_only": True}, "has no messages"),
+        ({"best_by": "exact_match", "eval_answers": 0}, "pass eval_answers=64"),
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0; pass more than 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan; pass more than 0"),
+        ({"vision_learning_rate": -1.0}, r"vision_learning_rate=-1\.0; pass more than 0"),
+        ({"epochs": 0.0}, r"epochs=0\.0; pass more than 0"),
+        ({"max_steps": 0}, "max_steps=0; pass at least 1"),
+        ({"patience": 0}, "patience=0; pass at least 1"),
+        ({"device_batch_size": 0}, "device_batch_size=0; pass at least 1"),
+        ({"warmup_ratio": 1.5}, r"warmup_ratio=1\.5; it is a share of the steps: pass 0 to 1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1; pass at least 0"),
     ],
 )
-def test_wrong_changes_are_explained(change, message):
+def test_recipes_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        change_recipe(TinyRecipe(), [change])
+        Recipe(**{"name": "mine", "description": "", "trains": ("projector",), **fields})
 
 
-def test_stages_must_fit_and_patches_must_divide():
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rank": 0}, r"lora\.rank=0; pass at least 1"),
+        ({"dropout": 1.0}, r"lora\.dropout=1\.0; it is a share"),
+        ({"alpha": 0.0}, r"lora\.alpha=0\.0; the update is scaled by it"),
+    ],
+)
+def test_adapters_that_cannot_work_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Lora(**fields)
+
+
+def test_stages_of_the_tiny_recipe_must_fit_and_patches_must_divide():
     with pytest.raises(ValueError, match="tower_steps=6 and dense_steps=5 are more than steps=10"):
         TinyRecipe(tower_steps=6, dense_steps=5, steps=10)
     with pytest.raises(ValueError, match="pass picture_side=64"):

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from . import BUNDLED_CHECKPOINT
+from .adapters import attach_adapter, load_processor, load_with_adapter
 from .constraints_lladav import AnswerChoices
 from .denoising_lladav import DenoisingStep
 from .image_processing_lladav import LladaVImageProcessor, open_picture
@@ -70,31 +71,71 @@ class Answer:
     finish_reason: str
 
 
-def load(checkpoint: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False) -> Assistant:
-    """Load a checkpoint.
+def load(
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+) -> Assistant:
+    """Load a checkpoint, and an adapter beside it.
 
     Args:
-        checkpoint: folder or Hub id; the bundled small one by default.
+        checkpoint: folder or Hub id; by default the bundled small one, or what the adapter was trained on.
         device: "auto" takes a GPU if there is one, else any torch device.
         trust_remote_code: run code that the checkpoint brings; not needed for LLaDA-V checkpoints.
+        adapter: folder or Hub id of a PEFT adapter.
 
     Returns:
         Model and processor, the model in the dtype of its weights.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if it is no LLaDA-V.
+        ValueError: if it is no LLaDA-V, or the adapter does not fit it.
     """
-    source = str(checkpoint or BUNDLED_CHECKPOINT)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     # Half precision is slow on most CPUs, and a small model loses nothing in float32.
     dtype = torch.float32 if device == "cpu" else "auto"
+    if adapter is not None:
+        name = _adapter_name(adapter)
+        options: dict[str, Any] = {"base": checkpoint, "trust_remote_code": trust_remote_code}
+        model = load_with_adapter(adapter, name=name, dtype=dtype, **options)
+        return Assistant(model.to(device), load_processor(adapter, **options))
+    source = str(checkpoint or BUNDLED_CHECKPOINT)
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     if model.config.model_type != "lladav":
         raise ValueError(f"{source} holds a {model.config.model_type!r} model; give a LLaDA-V checkpoint")
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     return Assistant(model.to(device).eval(), processor)
+
+
+def switch_adapter(assistant: Assistant, adapter: str | Path | None) -> None:
+    """Answer with another adapter from now on, or without one. Those that were used before stay in memory.
+
+    Args:
+        assistant: from `load`.
+        adapter: folder or Hub id of a PEFT adapter; None for the base model alone.
+
+    Raises:
+        OSError: if there is no such adapter.
+        ValueError: if it does not fit the model.
+    """
+    held = getattr(assistant.model, "peft_config", {})
+    if adapter is None:
+        if held:
+            assistant.model.base_model.disable_adapter_layers()
+        return
+    name = _adapter_name(adapter)
+    if name not in held:
+        assistant.model = attach_adapter(assistant.model, adapter, name)
+    assistant.model.base_model.enable_adapter_layers()
+    assistant.model.set_adapter(name)
+
+
+def _adapter_name(adapter: str | Path) -> str:
+    """What PEFT calls an adapter: its place, without the dots that names of modules must not have."""
+    place = Path(adapter)
+    return str(place.resolve() if place.is_dir() else place).replace(".", "_")
 
 
 def read_picture(source: Picture) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .asking import Answer, Assistant, Picture, answer, read_picture, user_message
+from .asking import Answer, Assistant, Picture, answer, read_picture, switch_adapter, user_message
 from .files import write_text
 from .streaming import Draft
 
@@ -15,6 +15,7 @@ HELP = """\
 /image FILE   show one more picture with the next question
 /undo         take the last question and its answer back
 /clear        start again with the first pictures
+/adapter DIR  answer with this LoRA adapter from now on; /adapter off: without any
 /save FILE    write the conversation, as .json (messages) or .md (to read)
 /help         this list
 /quit         leave"""
@@ -146,6 +147,11 @@ def command(chat: Chat, line: str) -> str | None:
     """
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip().strip("\"'")
+    if name == "/adapter":
+        if not rest:
+            raise ValueError("/adapter needs a folder, or off: /adapter DIR")
+        switch_adapter(chat.assistant, None if rest == "off" else rest)
+        return "Answers come without an adapter." if rest == "off" else f"Answers come with {rest}."
     if name in ("/image", "/save") and not rest:
         raise ValueError(f"{name} needs a file: {name} FILE")
     if name == "/quit":

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from .cli_asking import ask, chat, score
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
 from .cli_data import data_app
 from .cli_publishing import push
+from .cli_training import train_app
 
 app = typer.Typer(
     name="lladav",
@@ -27,7 +29,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 for command in (ask, chat, score, push):
@@ -38,6 +39,7 @@ def main() -> None:
     """Run the command line; what users can put right is reported in a line, without a trace."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     with user_errors():
         app()
 

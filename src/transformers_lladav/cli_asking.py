@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from .cli_console import CodeOption, DeviceOption, JsonOption, ModelOption, err,
 
 SECONDS_PER_STEP = 0.25  # with --watch
 
+AdapterOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A LoRA adapter; without --model, on the model it was trained on.")
+]
 PresetOption = Annotated[str | None, typer.Option(help="Settings by name; see `lladav presets`.")]
 LengthOption = Annotated[int | None, typer.Option(min=1, help="Length of the answer canvas in tokens.")]
 BlockOption = Annotated[int | None, typer.Option(min=1, help="Tokens that are denoised together.")]
@@ -46,6 +50,7 @@ def ask(
     picture: Annotated[str, typer.Argument(help="A picture file or an http(s) URL.")],
     question: Annotated[str, typer.Argument(help="What you want to know about it.")],
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     preset: PresetOption = None,
     max_new_tokens: LengthOption = None,
     block_length: BlockOption = None,
@@ -79,7 +84,7 @@ def ask(
         from . import asking
 
         shown = asking.read_picture(picture)  # before the model: a wrong path should not cost its loading
-        assistant = asking.load(model, device, trust_remote_code)
+        assistant = _load(model, device, trust_remote_code, adapter)
     recorder = asking.record(assistant, fill) if gif or html else None
     with _live_draft(enabled=not as_json and (watch or out.is_terminal), slow=watch) as show:
         if fill is not None:
@@ -89,10 +94,24 @@ def ask(
     if recorder is not None:
         _save_film(asking.film(recorder, shown, question, answer), gif, html)
     if as_json:
-        record = {"picture": picture, "question": question, "model": model or "bundled", **dataclasses.asdict(answer)}
-        print(json.dumps(record, ensure_ascii=False))  # noqa: T201
+        base = model or ("bundled" if adapter is None else assistant.model.config.name_or_path)
+        record = {"picture": picture, "question": question, "model": base, "adapter": adapter}
+        print(json.dumps(record | dataclasses.asdict(answer), ensure_ascii=False))  # noqa: T201
         return
     _print_answer(answer)
+
+
+def _load(model: str | None, device: str, trust_remote_code: bool, adapter: str | None) -> Any:
+    """Load what answers, and say in a line each what its owner should know."""
+    from . import asking
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        assistant = asking.load(model, device, trust_remote_code, adapter)
+    for warning in caught:
+        if warning.category is UserWarning:
+            err.print(Text.assemble(("Warning: ", "yellow"), str(warning.message)))
+    return assistant
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -148,6 +167,7 @@ def score(
     samples: Annotated[int, typer.Option(min=1, help="Masks drawn per answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: CodeOption = False,
     as_json: JsonOption = False,
@@ -157,7 +177,7 @@ def score(
         from . import asking
 
         shown = asking.read_picture(picture)
-        assistant = asking.load(model, device, trust_remote_code)
+        assistant = _load(model, device, trust_remote_code, adapter)
     rated = asking.score(assistant, shown, question, answer, num_samples=samples, seed=seed)
     if as_json:
         print(json.dumps([dataclasses.asdict(item) for item in rated], ensure_ascii=False))  # noqa: T201
@@ -173,6 +193,7 @@ def score(
 def chat(
     picture: Annotated[list[str] | None, typer.Argument(help="Picture files or http(s) URLs to talk about.")] = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     preset: PresetOption = None,
     max_new_tokens: LengthOption = None,
     block_length: BlockOption = None,
@@ -190,7 +211,7 @@ def chat(
         from . import asking, chatting
 
         pictures = [asking.read_picture(source) for source in picture or []]
-        assistant = asking.load(model, device, trust_remote_code)
+        assistant = _load(model, device, trust_remote_code, adapter)
     talk = chatting.Chat(assistant, **settings)
     talk.start_with(zip(picture or [], pictures, strict=True))
     err.print("Ask something; /help lists the commands, /quit leaves.", style="dim")

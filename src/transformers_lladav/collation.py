@@ -7,18 +7,23 @@ The forward pass is then deterministic: it gets noised `input_ids`, `labels` tha
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
 from .labels import PromptIds, conversation_ids, label_tokens, message_spans
 from .media import load_videos
 from .noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
+from .plain_prompt import Prompt, caption_start, label_plain, plain_chat, template_options
 from .samples import field_of
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
+MEDIA_INPUTS = ("pixel_values", "pixel_values_videos")
+NO_NUMBER = -1
 
 
 @dataclass
@@ -70,6 +75,14 @@ class Collator:
         packing: put several samples into a row of at most `max_length` tokens, none in view of another. The loss is
             that of the same samples one by one. The mask is a boolean one that attn_implementation="sdpa" takes.
         image_separator: what stands between a picture and the text after it; a line feed as in the official training.
+            A plain prompt has none.
+        prompt: "chat", or "plain" for a picture directly followed by the answer and a line feed, as the paper's first
+            stage has it: no template, the question's words dropped, everything after the picture learned.
+        fill_in_picture: give a batch without pictures and videos one more row with a blank picture, of which nothing
+            is learned; the loss stays the mean over the samples. In sharded training all processes have to run the
+            vision tower together.
+        sample_numbers: add `sample_numbers`, (samples,), the number of each sample of the batch, -1 where it has
+            none; the model does not take them.
     """
 
     processor: Any
@@ -83,6 +96,9 @@ class Collator:
     fixed_noise: bool = False
     packing: bool = False
     image_separator: str = "\n"
+    prompt: Prompt = "chat"
+    fill_in_picture: bool = False
+    sample_numbers: bool = False
 
     def __post_init__(self) -> None:
         if self.too_long not in ("error", "drop"):
@@ -93,6 +109,12 @@ class Collator:
             raise ValueError("packing=True needs max_length, the tokens that a row holds; pass max_length=4096")
         if self.packing and self.train_on_padding:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
+        if self.prompt not in ("chat", "plain"):
+            raise ValueError(f'prompt={self.prompt!r}; choose "chat" or "plain"')
+        if self.prompt == "plain" and self.answers_only:
+            raise ValueError(
+                'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out'
+            )
         self.ids = PromptIds.from_processor(self.processor)
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -103,7 +125,8 @@ class Collator:
 
         Returns:
             What the model's forward takes: `input_ids`, `attention_mask`, `labels` and `loss_weights`, pictures and
-            videos if there are some, `conversation_ids` or `position_ids` if they are needed.
+            videos if there are some, `conversation_ids` or `position_ids` if they are needed; and `sample_numbers` if
+            they were asked for.
 
         Raises:
             ValueError: if a sample is too long and cannot be cut, or cannot be processed; names it.
@@ -112,7 +135,11 @@ class Collator:
         rows = [row for row in prepared if row is not None] or [self._nothing()]
         if self.train_on_padding:
             rows = self.filled_up(rows)
-        return self.assemble([view for row in rows for view in self.add_noise(row, self.noise_of(row))])
+        batch = self.assemble([view for row in rows for view in self.add_noise(row, self.noise_of(row))])
+        if self.sample_numbers:
+            numbers = [NO_NUMBER if row.number is None else row.number[1] for row in rows]
+            batch["sample_numbers"] = torch.tensor(numbers)
+        return batch
 
     def prepare(self, example: Any, number: int = 0) -> Row | None:
         """Make a clean row of an example: ids, labels, turns, pictures.
@@ -132,13 +159,7 @@ class Collator:
         if not messages:
             raise ValueError(f'{name} has no messages; give an object with .messages, or a dictionary with "messages"')
         try:
-            inputs = self.processor.apply_chat_template(
-                _with_frames(messages, self.processor.image_processor.max_video_frames),
-                tokenize=True,
-                return_dict=True,
-                image_separator=self.image_separator,
-                processor_kwargs={"return_tensors": "pt"},
-            )
+            inputs = self._model_inputs(messages)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         input_ids = inputs["input_ids"][0]
@@ -152,12 +173,27 @@ class Collator:
         index, epoch = field_of(example, "index"), field_of(example, "epoch")
         return Row(
             input_ids=input_ids,
-            labels=label_tokens(input_ids, self.ids, self.answers_only),
+            labels=(
+                label_plain(input_ids, self.ids.placeholders)
+                if self.prompt == "plain"
+                else label_tokens(input_ids, self.ids, self.answers_only)
+            ),
             loss_weights=torch.zeros(len(input_ids)),
             turns=conversation_ids(input_ids, self.ids),
             media={key: value for key, value in inputs.items() if key not in TEXT_INPUTS},
             name=name,
             number=None if index is None else (epoch or 0, index),
+        )
+
+    def _model_inputs(self, messages: list[dict[str, Any]]) -> Any:
+        """What the processor makes of a chat."""
+        messages = plain_chat(messages) if self.prompt == "plain" else messages
+        return self.processor.apply_chat_template(
+            _with_frames(messages, self.processor.image_processor.max_video_frames),
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt"},
+            **template_options(self.prompt, self.image_separator),
         )
 
     def _problem_of_cutting(self, input_ids: torch.Tensor, length: int) -> str | None:
@@ -167,7 +203,10 @@ class Collator:
         kept, needed = int(pictures[:length].sum()), int(pictures.sum())
         if kept < needed:
             return f"{start} the end cannot be cut: only {kept} of its {needed} picture tokens would be left"
-        answers = [m.start for m in message_spans(input_ids, self.ids) if m.role == self.ids.assistant]
+        if self.prompt == "plain":
+            answers = [caption_start(input_ids, self.ids.placeholders)]
+        else:
+            answers = [m.start for m in message_spans(input_ids, self.ids) if m.role == self.ids.assistant]
         if answers and answers[0] >= length:
             return f"{start} the end cannot be cut: its first answer begins at token {answers[0]}"
         return None
@@ -176,7 +215,7 @@ class Collator:
         """What is left when every sample was dropped: one token, of which nothing is learned."""
         ids = torch.tensor([self.ids.start])
         ignored, turns = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
-        return Row(ids, ignored, torch.zeros(1), turns, {}, "nothing", (0, 0))
+        return Row(ids, ignored, torch.zeros(1), turns, {}, "nothing", (0, NO_NUMBER))
 
     def filled_up(self, rows: list[Row]) -> list[Row]:
         """Give the clean rows of a batch the padding that is learned; see `train_on_padding`.
@@ -254,26 +293,38 @@ class Collator:
         Returns:
             What the model's forward takes.
         """
-        return self._packed(rows) if self.packing else self._padded(rows)
-
-    def _padded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """A batch of one sample per row."""
-        batch = self._stacked([[row] for row in rows])
-        samples = batch.pop("samples")
+        lines = [[row] for row in rows]
+        if self.packing:
+            assert self.max_length is not None
+            lines = [[rows[i] for i in chosen] for chosen in pack_lengths([len(row) for row in rows], self.max_length)]
+        if self.fill_in_picture and not any(name in row.media for row in rows for name in MEDIA_INPUTS):
+            lines.append([self._blank])
+        batch = self._stacked(lines)
+        samples, turns = batch.pop("samples"), batch.pop("turns")
+        # The forward divides by lines, and the loss is a mean over samples.
+        batch["loss_weights"] *= len(lines) / len(rows)
+        if self.packing:
+            batch["position_ids"] = packed_positions(samples)
+            batch["attention_mask"] = packed_mask(samples, turns if self.conversation_mask else None)
+            return batch
         batch["attention_mask"] = (samples != NO_SAMPLE).long()
-        turns = batch.pop("turns")
         return {**batch, "conversation_ids": turns} if self.conversation_mask else batch
 
-    def _packed(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """A batch of several samples per row. The forward divides by rows, the loss is a mean over samples."""
-        assert self.max_length is not None
-        packed = [[rows[i] for i in chosen] for chosen in pack_lengths([len(row) for row in rows], self.max_length)]
-        batch = self._stacked(packed)
-        samples, turns = batch.pop("samples"), batch.pop("turns")
-        batch["loss_weights"] = batch["loss_weights"] * (len(packed) / len(rows))
-        batch["position_ids"] = packed_positions(samples)
-        batch["attention_mask"] = packed_mask(samples, turns if self.conversation_mask else None)
-        return batch
+    @cached_property
+    def _blank(self) -> Row:
+        """A picture of one tile and nothing else, of which nothing is learned."""
+        side = self.processor.image_processor.geometry().tile_size
+        inputs = self.processor(
+            text=self.processor.image_token,
+            images=[[Image.new("RGB", (side, side))]],
+            tiling="square",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        ids = inputs["input_ids"][0]
+        media = {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
+        ignored, turns = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
+        return Row(ids, ignored, torch.zeros(len(ids)), turns, media, "a blank picture", None)
 
     def _stacked(self, packed: list[list[Row]]) -> dict[str, torch.Tensor]:
         """Rows of samples one after the other as tensors, filled up on the right; pictures in the same order."""

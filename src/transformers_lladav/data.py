@@ -27,6 +27,7 @@ def read_examples(
     question: str = DEFAULT_QUESTION,
     check: Check = "headers",
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    name: str = "record",
     on_bad: Callable[[RecordError], None] | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Example]:
@@ -62,6 +63,7 @@ def read_examples(
         check: whether each picture must just be there ("paths"), have a header that can be read and a size within the
             limit ("headers"), or be decoded whole ("pixels").
         max_image_pixels: larger pictures are refused.
+        name: what messages call records in memory, before their number.
         on_bad: takes the error of every record that cannot be used, which is left out then; without it the first one
             is raised.
         on_progress: is told how much of a file was read and how much there is.
@@ -75,7 +77,7 @@ def read_examples(
         ImportError: if a video file is to be checked and PyAV is not installed.
     """
     folder = _media_folder(source, image_folder, allow_outside, allow_urls)
-    for raw in _iterate(source, on_progress):
+    for raw in _iterate(source, name, on_progress):
         try:
             yield _example(raw, folder, question, check, max_image_pixels)
         except RecordError as error:
@@ -98,6 +100,7 @@ class Examples(Sequence[Example]):
         question: as for `read_examples`.
         check: as for `read_examples`, or None to read nothing at the start.
         max_image_pixels: as for `read_examples`.
+        name: as for `read_examples`.
         skip_bad: leave bad records out.
         on_progress: is told how far reading at the start is.
 
@@ -120,6 +123,7 @@ class Examples(Sequence[Example]):
         question: str = DEFAULT_QUESTION,
         check: Check | None = "headers",
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        name: str = "record",
         skip_bad: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
@@ -127,7 +131,7 @@ class Examples(Sequence[Example]):
             raise ValueError("skip_bad=True with check=None: bad records are found by reading; give a check")
         self._folder = _media_folder(source, image_folder, allow_outside, allow_urls)
         self._question = question
-        self._raws = _load(source, on_progress)
+        self._raws = _load(source, name, on_progress)
         self._kept: Sequence[int] = range(len(self._raws))
         self.skipped: list[RecordError] = []
         if check is not None:
@@ -145,7 +149,7 @@ class Examples(Sequence[Example]):
                 self.skipped.append(error)
             report(index + 1, len(self._raws))
         if not kept:
-            raise DataError(f"no record is left: all {len(self._raws)} are bad; the first: {self.skipped[0]}")
+            raise DataError(f"no record is left: all {len(self._raws)} are bad; the first: {first_of(self.skipped)}")
         return kept if self.skipped else self._kept
 
     def __len__(self) -> int:
@@ -161,14 +165,20 @@ class Examples(Sequence[Example]):
 class _InMemory(Sequence[Raw]):
     """Records that somebody else holds."""
 
-    def __init__(self, records: Sequence[Any]) -> None:
-        self._records = records
+    def __init__(self, records: Sequence[Any], name: str) -> None:
+        self._records, self._name = records, name
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
-        return Raw(f"record {index}", self._records[index])
+        return Raw(f"{self._name} {index}", self._records[index])
+
+
+def first_of(errors: Sequence[Exception], most: int = 3) -> str:
+    """The first errors of many for a message, and how many more there are."""
+    more = f" (and {len(errors) - most} more)" if len(errors) > most else ""
+    return "; ".join(map(str, errors[:most])) + more
 
 
 def _example(raw: Raw, folder: MediaFolder, question: str, check: Check, max_image_pixels: int) -> Example:
@@ -195,13 +205,13 @@ def _media_folder(source: Any, image_folder: str | Path | None, allow_outside: b
     return MediaFolder(root.absolute(), allow_outside, allow_urls)
 
 
-def _iterate(source: Any, on_progress: Progress | None) -> Iterator[Raw]:
+def _iterate(source: Any, name: str, on_progress: Progress | None) -> Iterator[Raw]:
     if isinstance(source, str | Path):
         return iterate_records(Path(source), on_progress)
-    return (Raw(f"record {number}", record) for number, record in zip(count(), _records(source), strict=False))
+    return (Raw(f"{name} {number}", record) for number, record in zip(count(), _records(source), strict=False))
 
 
-def _load(source: Any, on_progress: Progress | None) -> Sequence[Raw]:
+def _load(source: Any, name: str, on_progress: Progress | None) -> Sequence[Raw]:
     if isinstance(source, str | Path):
         return load_records(Path(source), on_progress)
     records = _records(source)
@@ -210,7 +220,7 @@ def _load(source: Any, on_progress: Progress | None) -> Sequence[Raw]:
             f"a {type(source).__name__} has no length and no access by number; use read_examples for a stream, or "
             "make it a list"
         )
-    return _InMemory(records)  # type: ignore[arg-type]
+    return _InMemory(records, name)  # type: ignore[arg-type]
 
 
 def _records(source: Any) -> Iterable[Any]:

@@ -55,6 +55,8 @@ class LladaVModel(LladaVPreTrainedModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.language_model = LladaVTextModel._from_config(config.text_config)
         self.post_init()
+        # SigLIP's towers also name layers of its text half, which FSDP would look for in vain.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -11,6 +11,7 @@ from .diffusion_lladav import IGNORE_INDEX
 from .image_processing_lladav import count_image_tokens
 from .labels import PromptIds, label_tokens
 from .media import Size, frame_count, media_parts
+from .plain_prompt import Prompt, label_plain, plain_chat, template_options
 from .tiling_lladav import video_token_count
 
 
@@ -22,11 +23,13 @@ class Cut:
         tokens: how many go.
         through_picture: whether a picture or video loses tokens, so that the sample cannot be used.
         answerless: whether no token of an answer is left.
+        needed: the fewest tokens with which neither would be so.
     """
 
     tokens: int
     through_picture: bool
     answerless: bool
+    needed: int
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class PromptView:
         input_ids: (tokens,).
         widths: (tokens,), 1, and at placeholders the tokens of the picture or video.
         structure: the ids that labels are told by.
+        prompt: "chat" or "plain".
     """
 
     input_ids: torch.Tensor
     widths: torch.Tensor
     structure: PromptIds
+    prompt: Prompt = "chat"
 
     @property
     def length(self) -> int:
@@ -50,8 +55,13 @@ class PromptView:
 
     @property
     def labels(self) -> torch.Tensor:
-        """(tokens,), -100 where nothing is learned; see `labels.label_tokens`."""
-        return label_tokens(self.input_ids, self.structure)
+        """(tokens,), -100 where nothing is learned; see `labels.label_tokens` and `plain_prompt.label_plain`."""
+        return self._labels(answers_only=False)
+
+    def _labels(self, answers_only: bool) -> torch.Tensor:
+        if self.prompt == "plain":
+            return label_plain(self.input_ids, self.structure.placeholders)
+        return label_tokens(self.input_ids, self.structure, answers_only)
 
     def cut(self, max_length: int) -> Cut | None:
         """Say what cutting the sample at the end would lose.
@@ -64,12 +74,15 @@ class PromptView:
         """
         if self.length <= max_length:
             return None
-        lost = self.widths.cumsum(0) > max_length
-        answers = label_tokens(self.input_ids, self.structure, answers_only=True) != IGNORE_INDEX
+        ends = self.widths.cumsum(0)
+        pictures, answers = ends[self.widths > 1], ends[self._labels(answers_only=True) != IGNORE_INDEX]
+        last_picture = int(pictures.max()) if len(pictures) else 0
+        first_answer = int(answers.min()) if len(answers) else self.length
         return Cut(
             tokens=self.length - max_length,
-            through_picture=bool((lost & (self.widths > 1)).any()),
-            answerless=not bool((answers & ~lost).any()),
+            through_picture=last_picture > max_length,
+            answerless=first_answer > max_length,
+            needed=max(last_picture, first_answer),
         )
 
 
@@ -79,13 +92,14 @@ class PromptViewer:
     Args:
         processor: a `LladaVProcessor`.
         image_separator: what the template writes after a picture; a line feed, as official training has it.
+        prompt: "chat", or "plain" for a picture and its caption alone.
 
     Raises:
         ValueError: if the tokenizer lacks a control token.
     """
 
-    def __init__(self, processor: Any, image_separator: str = "\n") -> None:
-        self.processor, self.image_separator = processor, image_separator
+    def __init__(self, processor: Any, image_separator: str = "\n", prompt: Prompt = "chat") -> None:
+        self.processor, self.image_separator, self.prompt = processor, image_separator, prompt
         self._structure = PromptIds.from_processor(processor)
         placeholders = (processor.image_token, processor.video_token)
         self._control = prepare_tokenizer(processor.tokenizer, placeholders, (processor.mask_token,))
@@ -102,13 +116,18 @@ class PromptViewer:
 
         Raises:
             RecordError: if a video file cannot be opened.
+            ValueError: if a plain prompt cannot be made of it.
             ImportError: if there is a video file and PyAV is not installed.
         """
+        plain = self.prompt == "plain"
+        if plain:
+            messages = plain_chat(messages)
         chat = set_apart(escape_chat([_without_media(message) for message in messages], self._control))
         prompt = self.processor.apply_chat_template(
-            chat, sanitize_control_tokens=False, image_separator=self.image_separator
+            chat, sanitize_control_tokens=False, **template_options(self.prompt, self.image_separator)
         )
-        ids = torch.tensor(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids)
+        # A chat brings all of its special tokens; a plain prompt gets what the tokenizer adds to any text.
+        ids = torch.tensor(self.processor.tokenizer(prompt, add_special_tokens=plain).input_ids)
         frames = [_frames(video) for video in media_parts(messages, "video")]
         widths = torch.ones_like(ids)
         for token_id, tokens in (
@@ -116,7 +135,7 @@ class PromptViewer:
             (self.processor.video_token_id, _video_widths(frames, self.processor)),
         ):
             widths[ids == token_id] = torch.tensor(tokens, dtype=ids.dtype)
-        return PromptView(ids, widths, self._structure)
+        return PromptView(ids, widths, self._structure, self.prompt)
 
 
 def _without_media(message: Mapping[str, Any]) -> dict[str, Any]:

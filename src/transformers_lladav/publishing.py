@@ -168,15 +168,18 @@ def write_all_but_weights(config: Any, processor: LladaVProcessor, directory: Pa
     write_code_files(directory)
 
 
-def save_checkpoint(model: Any, processor: Any, directory: Path) -> None:
+def save_checkpoint(
+    model: Any, processor: Any, directory: Path, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write a folder that loads with the package, and without it by `trust_remote_code=True`.
 
     Args:
         model: a [`LladaVForMaskedDiffusion`]; its tensors are written under their native names.
         processor: the [`LladaVProcessor`] that belongs to it.
         directory: the folder; it is made if missing.
+        state_dict: tensors to write in place of the model's own, such as gathered or in another type.
     """
-    model.save_pretrained(directory, save_original_format=False)
+    model.save_pretrained(directory, state_dict=state_dict, save_original_format=False)
     write_config(model.config, directory)
     write_processor(processor, directory)
     write_code_files(directory)

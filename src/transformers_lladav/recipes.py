@@ -170,6 +170,10 @@ class Recipe:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
         if self.prompt == "plain" and self.answers_only:
             raise ValueError('answers_only=True has no meaning with prompt="plain", which has no messages')
+        if self.prompt == "plain" and self.eval_answers:
+            raise ValueError(f'prompt="plain" asks nothing; pass eval_answers=0, not {self.eval_answers}')
+        if self.best_by == "exact_match" and not self.eval_answers:
+            raise ValueError('best_by="exact_match" needs answers to compare; pass eval_answers=64')
 
     def to_json(self) -> str:
         """The recipe as JSON, for `recipe.json` beside the weights."""
@@ -232,6 +236,7 @@ RECIPES: dict[str, Recipe] = {
             vision_learning_rate=None,
             global_batch_size=64,
             prompt="plain",
+            eval_answers=0,
             data="LLaVA-Pretrain, 558K captions",
         ),
         _STAGE,

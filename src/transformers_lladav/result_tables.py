@@ -201,3 +201,50 @@ def conversion_table(document: dict[str, Any]) -> str:
         f"largest file written, time with the checkpoint. `{document['command']}`."
     )
     return "\n".join(rows)
+
+
+PICTOGRAM_KINDS = {
+    "what": "“What is in the picture?”",
+    "what_is_at": "“What is at the top left?”",
+    "where_is": "“Where is the cat?”",
+    "count": "“How many pictograms are there?”",
+    "grid": "“Read the grid.”",
+}
+
+
+def finetuning_table(document: dict[str, Any]) -> str:
+    """What a model learns of a new world, and what it keeps of its old one.
+
+    Args:
+        document: written by measure_finetuning.py.
+
+    Returns:
+        A Markdown table.
+    """
+    before, arms = document["before"], document["arms"]
+    columns = [before, *(arm["after"] for arm in arms.values())]
+
+    def row(label: str, part: str, kind: str | None = None) -> str:
+        counts = [column[part]["kinds"][kind] if kind else column[part] for column in columns]
+        shares = [f"{count['correct'] / count['questions']:.1%}" for count in counts]
+        return f"| {label} | {' | '.join(shares)} |"
+
+    rows = [
+        f"| exact match | before | {' | '.join(f'after: {name}' for name in arms)} |",
+        "|---|" + "---:|" * len(columns),
+        row("**pictograms**, new pictures", "test"),
+        *(row(PICTOGRAM_KINDS[kind], "test", kind) for kind in before["test"]["kinds"]),
+        row("**pictograms**, pairs never shown together", "unseen_pairs"),
+        row("**scenes**, the old world", "scenes"),
+    ]
+    runs = "; ".join(
+        f"{name}: {sum(arm['samples'].values()):,} samples, {arm['steps']:,} steps, {arm['seconds'] / 60:.0f} minutes "
+        f"({arm['cpu_seconds'] / 60:.0f} of CPU time)"
+        for name, arm in arms.items()
+    )
+    unchanged = all(arm["base_unchanged"] for arm in arms.values())
+    rows.append(
+        f"\n{before['test']['questions']} questions a row in bold. {runs}; {document['machine']['threads']} CPU threads. "
+        f"Base weights afterwards: {'the same, bit for bit' if unchanged else 'changed'}. `{document['command']}`."
+    )
+    return "\n".join(rows)

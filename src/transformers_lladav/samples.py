@@ -1,6 +1,7 @@
 """Examples with a number and an epoch: what their noise is drawn from."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Numbered(Dataset[Sample]):
     """Examples that know their number and the epoch; a dataset for a `DataLoader` with a `Collator`.
 
     The epoch lies in shared memory, so that workers which outlive an epoch see it change. The order of
-    `LengthGroupedBatches` follows it as well: nothing else has to be told.
+    `TrainingBatches` follows it as well: nothing else has to be told.
 
     Args:
         examples: with `.messages` and `.source`, or dictionaries with "messages".
@@ -55,6 +56,26 @@ class Numbered(Dataset[Sample]):
         example = self.examples[index]
         source = field_of(example, "source") or f"example {index}"
         return Sample(field_of(example, "messages"), source, index, self.epoch)
+
+
+class Selection(Sequence[Any]):
+    """Some examples of a sequence, by number; can be pickled if the sequence can.
+
+    Args:
+        examples: the sequence.
+        numbers: of those that are meant, in the order they shall have.
+    """
+
+    def __init__(self, examples: Sequence[Any], numbers: Iterable[int]) -> None:
+        self.examples, self.numbers = examples, array("Q", numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.examples[number] for number in self.numbers[index]]
+        return self.examples[self.numbers[index]]
 
 
 def field_of(example: Any, name: str) -> Any:

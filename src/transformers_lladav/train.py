@@ -1,0 +1,296 @@
+"""A training run: model, data and recipe in; checkpoints, figures and a folder to use out. Repeating it goes on."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, EarlyStoppingCallback
+
+from .held_out import choose_questions
+from .recipes import Recipe
+from .record_files import Progress
+from .run_settings import (
+    CHECKPOINTS,
+    RunSettings,
+    Schedule,
+    begin_or_continue,
+    finish_record,
+    is_finished,
+    training_arguments,
+)
+from .samples import Numbered
+from .trainable import Trainable, summarise, trained_names
+from .trainer import DiffusionTrainer, last_checkpoint, remove_broken_checkpoints
+from .training_callbacks import AssertTrainable, EvaluateAtEnd, GuardGradients, Report, StopOnSignal
+from .training_data import check_lengths, hold_out, open_data
+from .training_model import load_for_training
+from .training_results import ADAPTER, METRICS, MODEL, final_metrics, write_result
+
+HELD_OUT_SHARE = 0.05
+ENOUGH_TO_HOLD_OUT = 20
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        train: examples, or a stream of samples.
+        held_out: examples, none if nothing is held out.
+        lengths: tokens of each training example; None for a stream.
+        facts: counts, for people and for the record of the run.
+    """
+
+    train: Any
+    held_out: Sequence[Any]
+    lengths: list[int] | None
+    facts: dict[str, Any]
+
+
+def load_data(
+    settings: RunSettings,
+    recipe: Recipe,
+    processor: Any,
+    devices: int = 1,
+    on_progress: Callable[[str], Progress] | None = None,
+) -> TrainingData:
+    """Open, split and measure the data of a run.
+
+    Args:
+        settings: where they are.
+        recipe: gives length, prompt and seed.
+        processor: counts tokens.
+        devices: how many take part.
+        on_progress: gives, for what is being done, a function that is told how far it is.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: if they cannot be read, or nothing is left of them.
+        RecordError: at the first record that cannot be used, unless `skip_bad`.
+    """
+    report = on_progress or (lambda what: lambda done, total: None)
+    options = settings.read_options()
+    if settings.stream:
+        stream = open_data(
+            settings.data,
+            stream=True,
+            skip_bad=settings.skip_bad,
+            block=recipe.device_batch_size * devices,
+            shuffle_buffer=settings.shuffle_buffer,
+            seed=recipe.seed,
+            **options,
+        )
+        held_out = _held_out_alone(settings, recipe, processor, report)
+        return TrainingData(stream, held_out, None, {"samples": None, "held_out": len(held_out)})
+    opened = open_data(settings.data, skip_bad=settings.skip_bad, on_progress=report("Reading the data"), **options)
+    measured = check_lengths(
+        opened,
+        processor,
+        recipe.max_length,
+        prompt=recipe.prompt,
+        skip_bad=settings.skip_bad,
+        on_progress=report("Counting tokens"),
+    )
+    train, held_out, lengths = (
+        measured.examples,
+        _held_out_alone(settings, recipe, processor, report),
+        measured.lengths,
+    )
+    share = settings.held_out_share
+    if share is None and settings.eval_data is None and len(train) >= ENOUGH_TO_HOLD_OUT:
+        share = HELD_OUT_SHARE
+    if share and settings.eval_data is None:
+        train, held_out = hold_out(train, share=share, seed=recipe.seed)
+        lengths = [measured.lengths[number] for number in train.numbers]
+    facts = {
+        "samples": len(train),
+        "held_out": len(held_out),
+        "left_out": len(opened.skipped) + len(measured.left_out),
+        "cut": measured.cut,
+    }
+    return TrainingData(train, held_out, lengths, facts)
+
+
+def _held_out_alone(
+    settings: RunSettings, recipe: Recipe, processor: Any, report: Callable[[str], Progress]
+) -> Sequence[Any]:
+    """Held-out data from a source of their own, if there is one."""
+    if settings.eval_data is None:
+        return []
+    opened = open_data(
+        settings.eval_data,
+        skip_bad=settings.skip_bad,
+        on_progress=report("Reading the held-out data"),
+        **settings.read_options(),
+    )
+    checked = check_lengths(opened, processor, recipe.max_length, prompt=recipe.prompt, skip_bad=settings.skip_bad)
+    return checked.examples
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        product: the folder to use; None if the run was interrupted.
+        metrics: figures of what it ends with.
+        step: the last step.
+        interrupted: name of the signal that stopped it, if one did.
+    """
+
+    product: Path | None
+    metrics: dict[str, Any]
+    step: int
+    interrupted: str | None = None
+
+
+class Run:
+    """A run that is ready: data read, model loaded, and what trains chosen and counted.
+
+    Args:
+        settings: model, data, output.
+        recipe: what to do.
+        on_progress: gives, for what is being done, a function that is told how far it is.
+
+    Attributes:
+        trainable: what trains, by part.
+        data: what it learns from.
+        schedule: its steps.
+
+    Raises:
+        DataError: if the data cannot be used.
+        ValueError: if recipe, model, data and devices do not go together.
+        OSError: if there is no such model.
+        ImportError: if a package is missing.
+    """
+
+    def __init__(
+        self, settings: RunSettings, recipe: Recipe, on_progress: Callable[[str], Progress] | None = None
+    ) -> None:
+        from accelerate import PartialState
+
+        self.settings, self.recipe = settings, recipe
+        self.state = PartialState(cpu=settings.device == "cpu")
+        processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+        with self.state.main_process_first():
+            self.data = load_data(
+                settings, recipe, processor, self.state.num_processes, on_progress if self.is_main else None
+            )
+        self.schedule = Schedule.of(recipe, self.data.facts["samples"], self.state.num_processes)
+        if recipe.best_by == "exact_match" and not self.data.held_out:
+            raise ValueError('best_by="exact_match" needs held-out data; give --eval-data or --hold-out 0.05')
+        self.prepared = load_for_training(
+            settings.model, recipe, self.state.device, settings.trust_remote_code, is_sharded()
+        )
+        self.trainable: list[Trainable] = summarise(self.prepared.model, recipe)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return bool(self.state.is_main_process)
+
+    def trainer(self, callbacks: Sequence[Any] = (), output: Path | None = None) -> DiffusionTrainer:
+        """Put together what trains.
+
+        Args:
+            callbacks: more of them.
+            output: folder of the run, if it is not to be the one of the settings.
+
+        Returns:
+            The trainer.
+        """
+        settings = replace(self.settings, output=output or self.settings.output)
+        held_out = Numbered(self.data.held_out) if self.data.held_out else None
+        questions = choose_questions(self.data.held_out, self.prepared.processor.tokenizer, self.recipe.eval_answers)
+        expected = set(trained_names(self.prepared.model))
+        stops = [EarlyStoppingCallback(self.recipe.patience)] if self.recipe.patience and held_out else []
+        return DiffusionTrainer(
+            self.recipe,
+            self.prepared,
+            training_arguments(settings, self.recipe, self.schedule, self.prepared.precision, held_out is not None),
+            Numbered(self.data.train) if self.data.lengths is not None else self.data.train,
+            held_out,
+            questions,
+            self.data.lengths if self.recipe.group_by_length else None,
+            [*callbacks, *stops, AssertTrainable(expected), GuardGradients(), EvaluateAtEnd()],
+        )
+
+    def train(
+        self,
+        on_step: Callable[[int, int], None] | None = None,
+        on_figures: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Outcome:
+        """Train to the end, from the last whole checkpoint if there is one, and write the product.
+
+        Args:
+            on_step: is told the step and how many there are.
+            on_figures: gets what is logged.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            FloatingPointError: if a loss or gradient is no number; the last checkpoint stays.
+            OSError: if something cannot be written; the last checkpoint stays.
+            ValueError: if the output folder holds a run with other settings.
+        """
+        folder = self.settings.output
+        product = folder / (MODEL if self.recipe.lora is None else ADAPTER)
+        if self.is_main:
+            begin_or_continue(self.settings, self.recipe, self.data.facts)
+            remove_broken_checkpoints(folder / CHECKPOINTS)
+        self.state.wait_for_everyone()
+        if is_finished(folder) and (product / METRICS).is_file():
+            return Outcome(product, json.loads((product / METRICS).read_text(encoding="utf-8")), self.schedule.steps)
+        stop = StopOnSignal(self._any_process)
+        callbacks = [Report(folder, on_step, on_figures), stop, *(_tensorboard(self.settings) if self.is_main else [])]
+        trainer = self.trainer(callbacks)
+        last = last_checkpoint(folder / CHECKPOINTS)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            stop.release()
+        step = trainer.state.global_step
+        if stop.received is not None and step < self.schedule.steps:
+            return Outcome(None, {}, step, stop.received)
+        metrics = final_metrics(trainer.state.log_history, trainer.state.best_global_step)
+        write_result(product, trainer, self.prepared, self.recipe, {**metrics, **self.data.facts})
+        if self.is_main:
+            finish_record(folder)
+        return Outcome(product, metrics, step)
+
+    def _any_process(self, flag: bool) -> bool:
+        if self.state.num_processes == 1:
+            return flag
+        flags = torch.tensor([int(flag)], device=self.state.device)
+        torch.distributed.all_reduce(flags)
+        return bool(flags.item())
+
+
+def is_sharded() -> bool:
+    """Whether `accelerate launch` was told to shard parameters: FSDP or ZeRO-3."""
+    return any(
+        os.environ.get(name, "false").lower() in ("true", "1")
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
+
+
+def _tensorboard(settings: RunSettings) -> list[Any]:
+    """Logs for TensorBoard beside the checkpoints, unless something else was asked for."""
+    if settings.report_to != "tensorboard":
+        return []
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "logs for TensorBoard need it: pip install 'transformers_lladav[train]', or pass --report-to none"
+        ) from error
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(settings.output / "logs")))]

@@ -1,0 +1,451 @@
+"""What a training run needs in memory: arithmetic on a configuration and a recipe, without weights and without a GPU.
+
+T is the number of tokens on a device at a time, h the width of the language model, a and k the widths of its queries
+and keys, m that of its MLP, b the bytes of an entry that is computed with (2 in half precision). Of a layer, autograd
+keeps until the way back:
+
+- two norms: their input in float32 and a factor per token, 2 T (4 h + 4); trained, also what the weight multiplies,
+- attention (sdpa): queries, keys, values, output, b T (2 a + 2 k), a float32 per token and head, and the mask if there
+  is one, b rows length^2,
+- the MLP: gate, its activation and the other half, 3 b T m,
+- the inputs of layers that are trained or have adapters; under autocast each such layer casts one of its own.
+
+With checkpointing only the layer's input stays, and one layer at a time is computed again. The tests compare this with
+what autograd really saves; on a GPU it is computed, not measured.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from .diffusion_lladav import CHUNK_ROWS
+from .modeling_lladav import LladaVForMaskedDiffusion
+from .recipes import Recipe
+from .trainable import expected_trainable, lora_targets, part_of
+from .training_model import frozen_dtype
+
+GIGABYTE = 10**9
+# QLoRA, arXiv:2305.14314, section 3: a constant of 8 bits for 64 weights, one of 32 bits for 256 such constants.
+BLOCK, CONSTANTS = 64, 256
+# A loss chunk at its peak: log-probabilities, their gradient and that of the logits, in float32.
+LOGIT_BYTES = 12
+# CUDA's context with the libraries' workspaces, and what the allocator cannot use.
+CONTEXT_BYTES = GIGABYTE
+FRAGMENTATION = 0.05
+CARDS = (16, 24, 48, 80)
+NODE, NODE_CARD = 8, 80
+# Tokens of a sample, with the tiles of a picture that leaves room for its text.
+LENGTHS = {2048: 2, 4096: 5, 8192: 10}
+
+# What a linear layer reads; layers that read the same tensor share it.
+READS = {
+    "q_proj": "norm", "k_proj": "norm", "v_proj": "norm", "o_proj": "attention", "out_proj": "attention",
+    "gate_proj": "mlp norm", "up_proj": "mlp norm", "fc1": "mlp norm", "down_proj": "product", "fc2": "product",
+    "linear_1": "features", "linear_2": "gelu", "lm_head": "hidden",
+}  # fmt: skip
+LAYER = re.compile(r"model\.(language_model|vision_tower)\..*layers\.(\d+)\.")
+
+LABELS = {
+    "frozen_weights": "frozen weights",
+    "trained_weights": "trained weights, float32",
+    "gradients": "their gradients",
+    "optimizer_states": "AdamW's two moments",
+    "half_copies": "half-precision copies of trained weights",
+    "communication": "buffers for other devices",
+    "language_activations": "activations of the language model",
+    "vision_activations": "activations of vision tower and projector",
+    "working": "working memory of a layer or of the loss",
+    "allowance": "allowance: CUDA context 1 GB, fragmentation 5 %",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a device needs, by purpose: computed, not measured.
+
+    Attributes:
+        frozen_weights: of parameters that get no gradient, and of originals that PEFT keeps beside trained copies.
+        trained_weights: in float32.
+        gradients: in float32.
+        optimizer_states: of AdamW.
+        half_copies: casts of trained matrices that autocast keeps during a step.
+        communication: gradient buckets of several devices, or what sharded training gathers.
+        language_activations: kept for the way back.
+        vision_activations: kept for the way back, of tower and projector.
+        working: the larger of a layer's working memory and the loss's.
+        allowance: for what is not in this arithmetic: 1 GB, and a twentieth of the rest.
+    """
+
+    frozen_weights: int
+    trained_weights: int
+    gradients: int
+    optimizer_states: int
+    half_copies: int
+    communication: int
+    language_activations: int
+    vision_activations: int
+    working: int
+    allowance: int
+
+    @property
+    def total(self) -> int:
+        """All bytes of a device."""
+        return sum(dataclasses.astuple(self))
+
+    def table(self) -> list[tuple[str, int]]:
+        """What the bytes are for, without what needs none, and the total last."""
+        parts = [(label, getattr(self, name)) for name, label in LABELS.items()]
+        return [*((label, size) for label, size in parts if size), ("in all (computed, not measured)", self.total)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Whether a run fits, for a table.
+
+    Attributes:
+        recipe: its name.
+        tokens: of a sample.
+        tiles: of its pictures.
+        checkpointing: whether activations are computed again on the way back.
+        device_bytes: needed on a single device.
+        cards: those of `CARDS` that are large enough, in GB.
+        sharded_bytes: needed on each of eight devices under FSDP2; None for four-bit weights, which are not sharded.
+        node: whether that fits on eight cards of 80 GB.
+    """
+
+    recipe: str
+    tokens: int
+    tiles: int
+    checkpointing: bool
+    device_bytes: int
+    cards: tuple[int, ...]
+    sharded_bytes: int | None
+    node: bool
+
+
+def estimate(
+    config: Any,
+    recipe: Recipe,
+    tokens: int,
+    tiles: int,
+    devices: int = 1,
+    sharded: bool = False,
+    precision: str | None = None,
+) -> MemoryEstimate:
+    """What each device needs to train a LLaDA-V by a recipe.
+
+    All tokens are taken as hidden ones that are learned, the worst case. Evaluations, which need less, and
+    `torch.compile`, which saves some activations, are left out.
+
+    Args:
+        config: of the model.
+        recipe: what is trained, and how.
+        tokens: of a sample with its pictures, or of a packed row.
+        tiles: of the pictures of a sample.
+        devices: how many train together.
+        sharded: deal parameters, gradients and moments out to the devices (FSDP2), instead of a copy for each.
+        precision: "bf16", "fp16" or "fp32"; by default the recipe's, where "auto" counts as bf16.
+
+    Returns:
+        The parts and their sum.
+
+    Raises:
+        ValueError: for figures that are no sizes, sharding that cannot be, or adapters that match nothing.
+    """
+    for name, value, least in (("tokens", tokens, 1), ("tiles", tiles, 0), ("devices", devices, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}; pass at least {least}")
+    if sharded and devices == 1:
+        raise ValueError("sharded=True with devices=1: there is nobody to share with; pass devices=2 or more")
+    if sharded and recipe.quantization is not None:
+        raise ValueError(f"quantization={recipe.quantization!r} is not sharded; pass sharded=False, or lora instead")
+    precision = precision or ("bf16" if recipe.precision == "auto" else recipe.precision)
+    return _Run(config, recipe, tokens, tiles, devices, sharded, precision).estimate()
+
+
+def fits(config: Any, recipe: Recipe) -> list[Fit]:
+    """On which cards a recipe runs, one sample at a time.
+
+    Args:
+        config: of the model.
+        recipe: what is trained.
+
+    Returns:
+        A row for each of `LENGTHS`, with checkpointing and without.
+    """
+    rows = []
+    for tokens, tiles in LENGTHS.items():
+        for checkpointing in (True, False):
+            run = dataclasses.replace(
+                recipe, gradient_checkpointing=checkpointing, global_batch_size=NODE, device_batch_size=1
+            )
+            alone = estimate(config, run, tokens, tiles).total
+            can_shard = recipe.quantization is None
+            shared = estimate(config, run, tokens, tiles, NODE, sharded=True).total if can_shard else None
+            rows.append(
+                Fit(
+                    recipe=recipe.name,
+                    tokens=tokens,
+                    tiles=tiles,
+                    checkpointing=checkpointing,
+                    device_bytes=alone,
+                    cards=tuple(card for card in CARDS if alone <= card * GIGABYTE),
+                    sharded_bytes=shared,
+                    node=shared is not None and shared <= NODE_CARD * GIGABYTE,
+                )
+            )
+    return rows
+
+
+def nf4_bytes(entries: int) -> int:
+    """Bytes of a matrix in NF4 with double quantisation: 4.127 bits for each entry.
+
+    Args:
+        entries: of the matrix.
+
+    Returns:
+        Values, their blocks' constants and the constants of these.
+    """
+    blocks = -(-entries // BLOCK)
+    return -(-entries // 2) + blocks + 4 * -(-blocks // CONSTANTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linear:
+    """A linear layer: how many tokens go through it, and whether it has an adapter or is trained itself."""
+
+    name: str
+    inside: int
+    outside: int
+    tokens: int
+    adapted: bool
+    trained: bool
+
+    @property
+    def reads(self) -> str:
+        return READS[self.name.rsplit(".", 1)[-1]]
+
+
+class _Run:
+    """A model of a configuration without weights, and what a recipe makes of it."""
+
+    def __init__(
+        self, config: Any, recipe: Recipe, length: int, tiles: int, devices: int, sharded: bool, precision: str
+    ) -> None:
+        self.text, self.vision, self.recipe = config.text_config, config.vision_config, recipe
+        self.length, self.devices, self.sharded = length, devices, sharded
+        self.rows = recipe.device_batch_size * (2 if recipe.complementary else 1)
+        self.tokens = self.rows * length
+        self.patches = self.rows * tiles * config.patches_per_side**2
+        self.pixels = self.rows * tiles * 3 * self.vision.image_size**2
+        self.masked = self.rows > 1 or recipe.packing or recipe.conversation_mask
+        self.entry = 4 if precision == "fp32" else 2
+        self.autocast = self.entry == 2 and not sharded  # FSDP2 casts the parameters itself
+        self.frozen_entry = frozen_dtype(recipe, precision, sharded).itemsize
+        with torch.device("meta"):
+            self.model = LladaVForMaskedDiffusion(config)
+        bare = dataclasses.replace(recipe, lora=None, quantization=None) if recipe.trains else None
+        self.own = expected_trainable(self.model, bare) if bare else set()
+        adapted = set(lora_targets(self.model, recipe.lora)) if recipe.lora else set()
+        self.linears = [
+            _Linear(
+                name,
+                module.in_features,
+                module.out_features,
+                self.patches if part_of(f"{name}.") in ("vision_tower", "projector") else self.tokens,
+                name in adapted,
+                f"{name}.weight" in self.own,
+            )
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        self.reached = {part_of(name) for name in self.own} | {part_of(f"{name}.") for name in adapted}
+
+    def estimate(self) -> MemoryEstimate:
+        share = self.devices if self.sharded else 1
+        trained = self.trained_entries()
+        parts = {
+            "frozen_weights": self.frozen_weights() // share,
+            "trained_weights": 4 * trained // share,
+            "gradients": 4 * trained // share,
+            "optimizer_states": 8 * trained // share,
+            "half_copies": self.half_copies(),
+            "communication": self.communication(trained),
+            "language_activations": self.language_activations(),
+            "vision_activations": self.vision_activations(),
+            "working": self.working(),
+        }
+        return MemoryEstimate(**parts, allowance=CONTEXT_BYTES + round(FRAGMENTATION * sum(parts.values())))
+
+    # Weights
+
+    def adapter_entries(self, layer: _Linear) -> int:
+        lora = self.recipe.lora
+        if lora is None or not layer.adapted:
+            return 0
+        return lora.rank * (layer.inside + layer.outside) + (layer.outside if lora.dora else 0)
+
+    def trained_entries(self) -> int:
+        own = sum(parameter.numel() for name, parameter in self.model.named_parameters() if name in self.own)
+        return own + sum(self.adapter_entries(layer) for layer in self.linears)
+
+    def frozen_weights(self) -> int:
+        kept = self.own if self.recipe.lora is None else set()  # PEFT trains a copy and keeps the original
+        four_bit = {
+            f"{layer.name}.weight"
+            for layer in self.linears
+            if self.recipe.quantization is not None and part_of(layer.name) == "language_model"
+        }
+        return sum(
+            nf4_bytes(parameter.numel()) if name in four_bit else self.frozen_entry * parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if name not in kept
+        )
+
+    def half_copies(self, prefix: str = "") -> int:
+        """Autocast's copies of trained matrices whose names begin so."""
+        if not self.autocast:
+            return 0
+        modules = dict(self.model.named_modules())
+        cast = [
+            parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if name in self.own
+            and name.startswith(prefix)
+            and isinstance(modules.get(name.rpartition(".")[0]), nn.Linear | nn.Conv2d)
+        ]
+        adapters = [self.adapter_entries(layer) for layer in self.linears if layer.name.startswith(prefix)]
+        return 2 * (sum(cast) + sum(adapters))
+
+    def communication(self, trained: int) -> int:
+        if self.devices == 1:
+            return 0
+        if not self.sharded:
+            return 4 * trained  # buckets that are reduced over the devices
+        groups: dict[str, list[int]] = {}
+        for name, parameter in self.model.named_parameters():
+            match = LAYER.match(name)
+            sizes = groups.setdefault(match[0] if match else "", [0, 0])
+            sizes[0] += parameter.numel()
+            sizes[1] += parameter.numel() if name in self.own else 0
+        outside = groups.pop("", [0, 0])
+        # All that is in no layer, a layer and the next one; gradients before they are dealt out.
+        gathered = outside[0] + 2 * max(sizes[0] for sizes in groups.values())
+        return self.entry * (gathered + outside[1] + max(sizes[1] for sizes in groups.values()))
+
+    # Activations
+
+    @property
+    def language_reached(self) -> bool:
+        return bool(self.reached - {"head"})
+
+    @property
+    def vision_reached(self) -> bool:
+        return "vision_tower" in self.reached
+
+    def stream(self, part: str) -> int:
+        """Bytes of an entry between layers: autocast leaves sums with float32 weights in float32."""
+        trained = part in self.recipe.trains
+        return 4 if self.autocast and trained else self.entry
+
+    def kept_inputs(self, prefix: str) -> int:
+        """Inputs of trained and adapted linear layers whose names begin so."""
+        layers = [layer for layer in self.linears if layer.name.startswith(prefix)]
+        dropout = self.recipe.lora is not None and self.recipe.lora.dropout > 0
+        size, shared = 0, set()
+        for layer in layers:
+            row = layer.tokens * layer.inside
+            if layer.adapted:
+                size += self.adapter_activations(layer) + (row if dropout else 0)  # a byte for what was dropped
+            if layer.adapted and (self.autocast or dropout):
+                size += row * self.entry
+            elif (layer.trained or layer.adapted) and layer.reads != "attention":  # which attention keeps
+                again = layer.reads in shared and not (self.autocast and "norm" in layer.reads)
+                size += 0 if again else row * self.entry
+                shared.add(layer.reads)
+        return size
+
+    def adapter_activations(self, layer: _Linear) -> int:
+        lora = self.recipe.lora
+        assert lora is not None
+        return self.entry * layer.tokens * (lora.rank + (2 * layer.outside if lora.dora else 0))
+
+    def language_layer(self, index: int) -> int:
+        """What a layer of the language model keeps."""
+        text, tokens = self.text, self.tokens
+        queries = text.num_attention_heads * text.head_dim
+        keys = text.num_key_value_heads * text.head_dim
+        norms = 2 * tokens * (4 * text.hidden_size + 4)
+        if "language_model" in self.recipe.trains:
+            norms += 2 * tokens * text.hidden_size * self.stream("language_model")
+        attention = self.entry * tokens * 2 * (queries + keys) + 4 * tokens * text.num_attention_heads
+        if self.masked:
+            attention += self.entry * self.rows * self.length**2
+        mlp = 3 * self.entry * tokens * text.intermediate_size
+        return norms + attention + mlp + self.kept_inputs(f"model.language_model.layers.{index}.")
+
+    def language_activations(self) -> int:
+        text, stream = self.text, self.stream("language_model")
+        entries = self.tokens * text.hidden_size
+        size = entries * stream + 12 * self.tokens  # what the loss reads, with positions and weights
+        if not self.language_reached:
+            return size
+        size += 4 * entries + 4 * self.tokens  # the last norm
+        if "language_model" in self.recipe.trains:
+            size += entries * stream
+        if self.masked:
+            size += self.rows * self.length**2
+        layers = range(text.num_hidden_layers)
+        if self.recipe.gradient_checkpointing:
+            return size + len(layers) * entries * stream
+        size += 2 * self.length * text.head_dim * stream  # cosines and sines
+        return size + sum(self.language_layer(index) for index in layers)
+
+    def vision_layer(self, index: int) -> int:
+        """What a layer of the tower keeps, if it gets gradients."""
+        vision, patches = self.vision, self.patches
+        norms = 2 * patches * (vision.hidden_size * (4 if self.autocast else self.entry) + 8)
+        attention = patches * (4 * self.entry * vision.hidden_size + 4 * vision.num_attention_heads)
+        mlp = self.entry * patches * vision.intermediate_size
+        return norms + attention + mlp + self.kept_inputs(f"model.vision_tower.encoder.layers.{index}.")
+
+    def vision_activations(self) -> int:
+        size = 0
+        if self.vision_reached or "projector" in self.reached:
+            size += self.entry * self.patches * self.text.hidden_size  # what the projector's GELU reads
+            size += self.kept_inputs("model.multi_modal_projector.")
+        if not self.vision_reached:
+            return size
+        layers = range(self.vision.num_hidden_layers)
+        if "vision_tower" in self.recipe.trains:
+            size += self.entry * self.pixels
+        if self.recipe.gradient_checkpointing:
+            return size + len(layers) * self.patches * self.vision.hidden_size * self.stream("vision_tower")
+        return size + sum(self.vision_layer(index) for index in layers)
+
+    # What is there for a moment
+
+    def working(self) -> int:
+        """The larger of the loss's and a layer's, beyond what stays: copies of other layers are gone on the way back."""
+        loss = LOGIT_BYTES * min(CHUNK_ROWS, self.tokens) * self.text.vocab_size
+        layers = max(self.layer_working("language_model"), self.layer_working("vision_tower"))
+        if self.recipe.gradient_checkpointing:
+            layers += self.half_copies("model.language_model.layers.0.") - self.half_copies()
+        return max(loss, layers)
+
+    def layer_working(self, part: str) -> int:
+        """A layer on the way back: gradients in and around its MLP, and with checkpointing all that it keeps."""
+        language = part == "language_model"
+        if not (self.language_reached if language else self.vision_reached):
+            return 0
+        sizes, tokens = (self.text, self.tokens) if language else (self.vision, self.patches)
+        size = tokens * (2 * self.entry * sizes.intermediate_size + 2 * self.stream(part) * sizes.hidden_size)
+        if self.autocast and any(layer.adapted for layer in self.linears):
+            size += 4 * tokens * sizes.intermediate_size  # PEFT hands adapters their input in float32
+        if not self.recipe.gradient_checkpointing:
+            return size
+        kept = self.language_layer if language else self.vision_layer
+        return size + max(kept(index) for index in range(sizes.num_hidden_layers))

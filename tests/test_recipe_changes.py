@@ -1,0 +1,71 @@
+import dataclasses
+import json
+
+import pytest
+
+from transformers_lladav.recipe_changes import change_recipe, read_recipe
+from transformers_lladav.recipes import RECIPES, Lora, TinyRecipe
+
+LORA = RECIPES["lora"]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), TinyRecipe(steps=2500, question_weights={"count": 2.0})])
+def test_a_recipe_survives_json(recipe):
+    start = TinyRecipe() if isinstance(recipe, TinyRecipe) else LORA
+    assert read_recipe(recipe.to_json(), start) == recipe
+
+
+def test_a_file_may_hold_some_fields_only():
+    changed = read_recipe('{"epochs": 2, "lora": {"rank": 64}}', LORA)
+    assert changed == dataclasses.replace(LORA, epochs=2.0, lora=Lora(rank=64))
+
+
+def test_changes_from_a_command_line_keep_all_else():
+    changes = ["lora.rank=64", "lora.dropout=0.1", "epochs=2", "precision=fp32", 'trains=["head"]', "patience=null"]
+    expected = dataclasses.replace(
+        LORA, lora=Lora(rank=64, dropout=0.1), epochs=2.0, precision="fp32", trains=("head",)
+    )
+    assert change_recipe(LORA, changes) == expected
+    changed = change_recipe(TinyRecipe(), ["steps=4000", "learning_rate=1", 'question_weights={"count": 1.0}'])
+    assert changed == dataclasses.replace(TinyRecipe(), steps=4000, learning_rate=1.0, question_weights={"count": 1.0})
+
+
+def test_an_adapter_can_be_given_to_a_recipe_without_one():
+    changed = change_recipe(RECIPES["projector"], ["lora.rank=4"])
+    assert changed.lora == Lora(rank=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("learning_rte=5", "a recipe has no field learning_rte; there are name, description, trains"),
+        ("lora.rnk=5", r"a recipe has no field lora\.rnk; there are lora\.rank"),
+        ("epochs", "'epochs' changes nothing: give FIELD=VALUE"),
+        ("=3", "changes nothing"),
+        ("epochs=many", 'epochs="many": it takes a number'),
+        ("epochs=true", "epochs=true: it takes a number"),
+        ("max_length=1.5", r"max_length=1\.5: it takes a whole number"),
+        ("packing=1", "packing=1: it takes true or false"),
+        ("precision=fp8", 'precision="fp8": it takes "auto", "bf16", "fp16", "fp32"'),
+        ('trains=["everything"]', 'trains="everything": it takes "vision_tower", "projector"'),
+        ("lora=16", "lora=16: it takes an object or null"),
+        ("max_steps=soon", 'max_steps="soon": it takes a whole number or null'),
+    ],
+)
+def test_wrong_changes_are_explained(change, message):
+    with pytest.raises(ValueError, match=message):
+        change_recipe(LORA, [change])
+
+
+def test_a_part_cannot_be_set_after_the_whole():
+    with pytest.raises(ValueError, match=r"'lora\.rank=3': lora was set before, as a whole"):
+        change_recipe(LORA, ["lora=null", "lora.rank=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "this is no JSON"), ("[1]", "a JSON object, not list"), (json.dumps({"lr": 1}), "no field lr")],
+)
+def test_files_that_are_no_recipe_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(text, LORA)
