@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -298,21 +298,23 @@ def measure_arm(
             folder / "train.csv", folder / "held_out.csv", folder / "run", options.threads, options.settings
         )
         adapter = folder / "run" / "adapter"
-        parts = json.loads((adapter / "recipe.json").read_text(encoding="utf-8"))
+        recipe = json.loads((adapter / "recipe.json").read_text(encoding="utf-8"))
         assistant = asking.load(device="cpu", adapter=adapter)
-    model = assistant.model
-    with model.disable_adapter():
+    after = measure(assistant, options.questions)
+    with assistant.model.disable_adapter():
         without = answers(assistant, held_out)
-    adapter_parameters = sum(
-        value.numel() for name, value in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name
+    trained_parameters = sum(
+        weight.numel()
+        for name, weight in assistant.model.named_parameters()
+        if ".lora_" in name or ".modules_to_save." in name
     )
     row = {
         "samples": {"pictograms": len(train_set), "scenes": len(replay)},
-        "recipe": parts,
-        "trained_parameters": adapter_parameters,
+        "trained_parameters": trained_parameters,
+        "recipe": recipe,
         **trained,
-        "after": measure(assistant, options.questions),
-        "base_sha256_after": {"file": file_fingerprint(WEIGHTS), "tensors": base_fingerprint(model)},
+        "after": after,
+        "base_sha256": {"file": file_fingerprint(WEIGHTS), "tensors": base_fingerprint(assistant.model)},
         "answers_without_adapter": without,
     }
     return row, assistant
@@ -352,9 +354,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.arms:
         replay = ask_scenes(options.replay) if ARMS[name] else []
         row, assistant = measure_arm(replay, train_set, held_out, options)
-        row["base_unchanged"] = row.pop("base_sha256_after") == base
-        row["answers_unchanged_without_adapter"] = row.pop("answers_without_adapter") == before_answers
-        arms[name] = row
+        without = row.pop("answers_without_adapter")
+        same = sum(old == new for old, new in zip(before_answers, without, strict=True))
+        arms[name] = {**row, "answers_without_adapter": {"questions": len(without), "as_before": same}}
     draw_sheet(assistant, options.sheet)
     return {
         "command": " ".join(["python model_cards/measure_finetuning.py", *sys.argv[1:]]),

@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.generation.streamers import BaseStreamer
 from typer.testing import CliRunner
 
-from conftest import tiny_config
+import parity
+from conftest import official_config, tiny_config
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion, LladaVProcessor, adapters, cli_adapters
 from transformers_lladav.adapter_fit import BASE_FILE, LAYERS, check_files, quantization_of
 from transformers_lladav.adapters import AdapterError, attach_adapter, check_base, load_with_adapter, merge
@@ -45,14 +46,14 @@ def load_base(source=BUNDLED_CHECKPOINT, dtype=torch.float32):
     return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype).eval()
 
 
-def train(model, seed, recipe=RECIPES["lora"]):
+def train(model, seed, recipe=RECIPES["lora"], size=0.05):
     """Stands in for training: every weight that would be trained moves."""
     prepared = prepare_trainable(model, recipe).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in prepared.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     return prepared
 
 
@@ -196,7 +197,8 @@ class Recorded(BaseStreamer):
         self.ended = True
 
 
-def test_generate_and_score_go_through(folder, inputs):
+def test_generate_and_score_go_through(inputs, tmp_path):
+    folder = save(train(load_base(), 3, size=0.2), tmp_path)  # far enough for another answer
     settings = {"max_new_tokens": 16, "block_length": 4, "max_denoising_steps": 8}
     answers = []
     wrapped, injected = load_with_adapter(folder, dtype=torch.float32), by_transformers(folder)
@@ -339,7 +341,9 @@ def test_what_is_quantised_or_elsewhere_is_left_out(folder):
     layer = model.model.language_model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
     model.lm_head.to("meta")
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     found = fingerprints(model)
+    assert adapters.describe_base(model)["quantization"] == "nf4"
     assert found == {part: value for part, value in expected.items() if part not in (LAYERS, "head")}
     assert check_base(folder, model) == []
 
@@ -474,6 +478,36 @@ def test_a_base_that_is_not_here_is_asked_for(named, message, own, logits, train
         load_with_adapter(own)
     model = load_with_adapter(own, BUNDLED_CHECKPOINT, dtype=torch.float32)
     assert torch.equal(logits(model), trained[0][1])
+
+
+def test_a_revision_that_the_adapter_names_is_that_of_the_base(own, monkeypatch):
+    settings = {"base_model_name_or_path": "owner/base", "revision": "abc"}
+    settings = json.loads((own / "adapter_config.json").read_text()) | settings
+    (own / "adapter_config.json").write_text(json.dumps(settings))
+    asked = []
+    monkeypatch.setattr(
+        adapters.AutoConfig, "from_pretrained", lambda *given, **kw: asked.append((*given, kw)) or LlamaConfig()
+    )
+    for base in (None, "owner/other"):
+        with pytest.raises(AdapterError):
+            load_with_adapter(own, base)
+    assert asked == [("owner/base", {"revision": "abc"}), ("owner/other", {})]
+
+
+def test_the_official_layout_is_a_base_like_any_other(tmp_path):
+    given = {"config": official_config(), "dtype": torch.float32}
+    prepared = train(AutoModelForImageTextToText.from_pretrained(parity.OFFICIAL, **given), 6)
+    save(prepared, tmp_path / "adapter")
+    tokens = torch.arange(40)[None]
+    expected = prepared(tokens).logits
+    injected = AutoModelForImageTextToText.from_pretrained(parity.OFFICIAL, **given)
+    assert not torch.equal(injected(tokens).logits, expected)
+    injected.load_adapter(tmp_path / "adapter")
+    for model in (injected, load_with_adapter(tmp_path / "adapter", parity.OFFICIAL, **given)):
+        assert torch.equal(model(tokens).logits, expected)
+    vision = parity.FOLDER / "checkpoint-siglip" / "config.json"
+    read = load_with_adapter(tmp_path / "adapter", parity.OFFICIAL, vision_config=vision, dtype=torch.float32)
+    assert torch.equal(read(tokens).logits, expected)
 
 
 def test_the_processor_is_the_adapters_own_if_it_has_one(own):

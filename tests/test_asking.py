@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transformers_lladav import asking, scenes
+from test_adapters import load_base, save, train
+from transformers_lladav import BUNDLED_CHECKPOINT, asking, scenes
+from transformers_lladav.adapters import AdapterError
 from transformers_lladav.evaluation import evaluate
 
 
@@ -136,3 +138,45 @@ def test_a_picture_that_cannot_be_read_is_refused_before_anything_else():
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         asking.load(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Two adapters that are far enough from the base for other answers."""
+    place = tmp_path_factory.mktemp("runs")
+    return [save(train(load_base(), seed, size=0.2), place / f"run.{seed}" / "adapter") for seed in (3, 4)]
+
+
+def short(assistant, scene):
+    return asking.ask(assistant, scene, QUESTION, max_new_tokens=8).text
+
+
+def test_an_adapter_brings_its_base(assistant, adapters, scene):
+    tuned = asking.load(device="cpu", adapter=adapters[0])
+    assert tuned.model.config.name_or_path == str(BUNDLED_CHECKPOINT)
+    assert not tuned.model.training
+    given = short(tuned, scene)
+    assert given == short(asking.load(BUNDLED_CHECKPOINT, "cpu", adapter=str(adapters[0])), scene)
+    assert given != short(assistant, scene)
+    rated, plain = (asking.score(item, scene, QUESTION, ["red"])[0].log_likelihood for item in (tuned, assistant))
+    assert abs(rated - plain) > 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_adapters_are_switched_while_running(first, assistant, adapters, scene):
+    expected = {None: short(assistant, scene)}
+    expected |= {folder: short(asking.load(device="cpu", adapter=folder), scene) for folder in adapters}
+    assert len(set(expected.values())) == 3
+    running = asking.load(device="cpu", adapter=adapters[0] if first else None)
+    for folder in (None, adapters[1], adapters[0], None, None, adapters[1]):
+        asking.switch_adapter(running, folder)
+        assert short(running, scene) == expected[folder]
+    assert len(running.model.peft_config) == 2
+
+
+def test_switching_to_what_does_not_fit_changes_nothing(assistant, adapters, scene, tmp_path):
+    running = asking.load(device="cpu", adapter=adapters[0])
+    before = short(running, scene)
+    with pytest.raises(AdapterError, match=r"adapter_config\.json is missing"):
+        asking.switch_adapter(running, tmp_path)
+    assert short(running, scene) == before

@@ -3,6 +3,7 @@ import json
 import pytest
 from PIL import Image
 
+from test_adapters import load_base, save, train
 from transformers_lladav import asking, scenes
 from transformers_lladav.chatting import HELP, Chat, command
 
@@ -119,8 +120,24 @@ def test_commands(chat, files, tmp_path):
     for line, message in (
         ("/save", "/save needs a file: /save FILE"),
         ("/image", "/image needs a file"),
+        ("/adapter", "/adapter needs a folder, or off: /adapter DIR"),
+        ("/adapter gone.dir/x/y", "gone.dir/x/y is neither a folder nor a Hub id"),
         ("/dance", "/dance is not a command; type /help"),
         ("/image gone.png", "cannot be read as a picture"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, OSError), match=message):
             command(chat, line)
+
+
+def test_an_adapter_comes_and_goes_in_the_middle_of_a_conversation(files, tmp_path):
+    chat = Chat(asking.load(device="cpu"), max_new_tokens=8)
+    chat.start_with([(files[0], Image.open(files[0]))])
+    plain = chat.send("Describe the picture.").text
+    folder = save(train(load_base(), 3, size=0.2), tmp_path / "adapter")
+    told, texts = [], []
+    for rest in (folder, "off", folder):
+        chat.undo()
+        told.append(command(chat, f"/adapter {rest}"))
+        texts.append(chat.send("Describe the picture.").text)
+    assert told == [f"Answers come with {folder}.", "Answers come without an adapter.", f"Answers come with {folder}."]
+    assert texts[0] == texts[2] != texts[1] == plain

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
-from transformers_lladav import cli, scenes
+from test_adapters import load_base, save, train
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli, scenes
 
 
 def lladav(*arguments, timeout=180):
@@ -33,7 +35,7 @@ def picture(tmp_path_factory):
             ["ask", "--help"],
             ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],
         ),
-        (["chat", "--help"], ["PICTURE", "--model", "--preset"]),
+        (["chat", "--help"], ["PICTURE", "--model", "--adapter", "--preset"]),
         (["eval", "--help"], ["--split", "--questions", "--output"]),
         (["train", "tiny", "--help"], ["--run", "--set", "--output"]),
         (
@@ -61,9 +63,10 @@ def test_ask_json_is_one_object(picture):
     record = json.loads(run.stdout)
     assert record["text"] in scenes.NUMBER_WORDS
     assert record["question"] == "How many shapes are there?"
+    assert (record["model"], record["adapter"]) == ("bundled", None)
     assert set(record) == {
-        "picture", "question", "model", "text", "tokens", "denoising_steps", "tokens_per_forward", "stopped",
-        "finish_reason",
+        "picture", "question", "model", "adapter", "text", "tokens", "denoising_steps", "tokens_per_forward",
+        "stopped", "finish_reason",
     }  # fmt: skip
 
 
@@ -152,6 +155,49 @@ def test_chat_answers_line_by_line_and_survives_mistakes(here, picture, tmp_path
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert saved[0]["content"][0] == {"type": "image", "image": str(picture)}
     assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in scenes.NUMBER_WORDS
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return save(train(load_base(), 3, size=0.2), tmp_path_factory.mktemp("runs") / "adapter")
+
+
+def test_an_adapter_answers_rates_and_chats(here, picture, adapter):
+    question, length = "Describe the picture.", 8
+    expected = asking.ask(asking.load(device="cpu", adapter=adapter), picture, question, max_new_tokens=length)
+    options = ("--adapter", adapter, "--max-new-tokens", length, "--device", "cpu")
+    run = here("ask", picture, question, *options, "--json")
+    record = json.loads(run.stdout)
+    assert (record["text"], record["model"], record["adapter"]) == (
+        expected.text, str(BUNDLED_CHECKPOINT), str(adapter)
+    )  # fmt: skip
+    assert "Warning" not in run.stderr
+    rated, plain = (
+        json.loads(here("score", picture, question, "--answer", "red", *chosen, "--json").stdout)[0]["log_likelihood"]
+        for chosen in (("--adapter", adapter), ())
+    )
+    assert abs(rated - plain) > 1
+    without = here("chat", picture, *options[2:], typed=question).stdout.strip()
+    assert without != expected.text
+    typed = f"{question}\n/undo\n/adapter off\n{question}"
+    assert here("chat", picture, *options, typed=typed).stdout.splitlines() == [expected.text, without]
+
+
+def test_an_adapter_on_another_base_is_told_in_a_line(here, picture, adapter, tmp_path):
+    model = load_base()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.1)
+    model.save_pretrained(tmp_path, save_original_format=False)
+    LladaVProcessor.from_pretrained(BUNDLED_CHECKPOINT).save_pretrained(tmp_path)
+    options = ("--adapter", adapter, "--model", tmp_path, "--max-new-tokens", 8, "--json")
+    run = here("ask", picture, "What?", *options)
+    assert run.returncode == 0
+    assert "Warning: the adapter" in " ".join(run.stderr.split())
+    assert "other weights in: head; its answers may be worse" in " ".join(run.stderr.split())
+    assert json.loads(run.stdout)["model"] == str(tmp_path)
+    run = here("ask", picture, "What?", "--adapter", tmp_path)
+    assert run.returncode == 2
+    assert "adapter_config.json is missing" in " ".join(run.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -129,11 +129,11 @@ def test_a_cut_says_what_it_loses(processor):
     lengths = (view.length, view.length - 1, answer + 1, answer, end, end - 1)
     assert [view.cut(length) for length in lengths] == [
         None,
-        Cut(1, False, False),
-        Cut(view.length - answer - 1, False, False),
-        Cut(view.length - answer, False, True),
-        Cut(view.length - end, False, True),
-        Cut(view.length - end + 1, True, True),
+        Cut(1, False, False, answer + 1),
+        Cut(view.length - answer - 1, False, False, answer + 1),
+        Cut(view.length - answer, False, True, answer + 1),
+        Cut(view.length - end, False, True, answer + 1),
+        Cut(view.length - end + 1, True, True, answer + 1),
     ]
 
 

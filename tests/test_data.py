@@ -590,8 +590,21 @@ def test_a_first_look_can_be_left_out_and_bad_records_found_later(lines):
         Examples(lines, check=None, skip_bad=True)
     with refused("no record is left: all 1 are bad; the first: record 0: the record has neither", DataError):
         Examples([{}], skip_bad=True)
+    with refused("no record is left: all 5 are bad; the first: row 0: ", DataError) as raised:
+        Examples([{}] * 5, name="row", skip_bad=True)
+    assert [f"row {number}: " in str(raised.value) for number in range(4)] == [True, True, True, False]
+    assert str(raised.value).endswith(" (and 2 more)")
     with refused("train.jsonl:7: the line is not JSON"):
         Examples(lines, image_folder=IMAGES)
+
+
+def test_records_in_memory_are_called_as_one_likes():
+    records = [TEXT, TEXT]
+    assert [found.source for found in read_examples(records, name="owner/name:train record")] == [
+        "owner/name:train record 0",
+        "owner/name:train record 1",
+    ]
+    assert Examples(records, name="row")[1].source == "row 1"
 
 
 def test_progress_ends_at_the_end(lines):

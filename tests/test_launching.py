@@ -106,7 +106,7 @@ def test_two_nodes_meet_at_the_given_address():
     args = launched("two_nodes", "--machine_rank", "1", "--main_process_ip", "10.0.0.1")
     prepare_multi_gpu_env(args)
     assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "8", 1)
-    assert (args.rdzv_backend, args.master_addr, args.master_port) == ("static", "10.0.0.1", "29500")
+    assert (args.rdzv_backend, args.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
 def test_processes_are_told_to_shard_with_zero3():

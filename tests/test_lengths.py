@@ -107,8 +107,9 @@ def test_samples_that_cannot_be_used_are_named_with_what_they_need(processor):
     start = int((Collator(processor).prepare(SEEN).labels == 10450).nonzero()[0]) - 2  # the answer's header
     message = (
         f"1 of 2 samples cannot be used: train.jsonl:7: the sample has {whole} tokens, more than max_length="
-        f"{pictures}, and cutting the end would go through a picture or video; shorten it, or pass max_length={start + 1} or "
-        f"more (--set max_length={start + 1}); put them right, or pass skip_bad=True (--skip-bad) to leave them out"
+        f"{pictures}, and cutting the end would go through a picture or video; shorten it, or pass max_length="
+        f"{start + 1} or more (--set max_length={start + 1}); put them right, or pass skip_bad=True (--skip-bad) to "
+        "leave them out"
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         check_lengths([TEXT, SEEN], processor, pictures)

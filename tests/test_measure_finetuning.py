@@ -158,7 +158,7 @@ def test_the_fingerprint_is_that_of_the_base_whatever_the_adapter():
     assert measure.base_fingerprint(prepared) == bare
     weights = dict(prepared.named_parameters())
     with torch.no_grad():
-        for name, weight in weights.items():
+        for weight in weights.values():
             if weight.requires_grad:
                 weight.add_(1.0)
         assert measure.base_fingerprint(prepared) == bare
@@ -173,21 +173,23 @@ def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     output = tmp_path / "finetuning.json"
     settings = ["max_steps=2", "checkpoint_every=1", "eval_answers=4", "global_batch_size=4", "device_batch_size=4"]
     settings += ["lora.rank=2", "max_length=128"]
-    arguments = ["--pictures", "10", "--replay", "4", "--questions", "14", "--threads", "1"]
+    arguments = ["--pictures", "4", "--replay", "3", "--questions", "7", "--threads", "1"]
+    arguments += ["--arms", "pictograms and scenes"]
     arguments += ["--output", str(output), "--sheet", str(tmp_path / "sheet.png"), "--settings", *settings]
     assert measure.main(arguments) == 0
     document = json.loads(output.read_text())
-    for name, arm in document["arms"].items():
-        assert arm["samples"] == {"pictograms": 10, "scenes": 4 if "scenes" in name else 0}
-        assert arm["steps"] == 2
-        assert [point["step"] for point in arm["held_out"]] == [1, 2]
-        assert arm["recipe"]["lora"]["rank"] == 2
-        assert arm["base_unchanged"]
-        assert arm["answers_unchanged_without_adapter"]
-        assert str(tmp_path) not in arm["command"]
+    arm = document["arms"]["pictograms and scenes"]
+    assert arm["samples"] == {"pictograms": 4, "scenes": 3}
+    assert arm["steps"] == 2
+    assert [point["step"] for point in arm["held_out"]] == [1, 2]
+    assert arm["recipe"]["lora"]["rank"] == 2
+    assert arm["base_sha256"] == document["base_sha256"]
+    assert arm["answers_without_adapter"] == {"questions": 7, "as_before": 7}
+    assert str(tmp_path) not in arm["command"]
     table = render.finetuning_table(document)
     assert "the same, bit for bit" in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+    assert "changed. `" in render.finetuning_table({**document, "arms": {"x": {**arm, "base_sha256": {}}}})
     render.draw_finetuning(document, tmp_path / "plot.png", "mark")
     assert Image.open(tmp_path / "plot.png").info["Description"] == "mark"
     assert Image.open(tmp_path / "sheet.png").width > 1000
@@ -197,9 +199,10 @@ def test_the_committed_result_holds_what_the_readme_says():
     document = json.loads((FOLDER / "results" / "finetuning.json").read_text())
     assert document["pictograms"] == list(pictograms.NAMES)
     for arm in document["arms"].values():
-        assert arm["base_unchanged"]
-        assert arm["answers_unchanged_without_adapter"]
+        assert arm["base_sha256"] == document["base_sha256"]
+        assert arm["answers_without_adapter"]["as_before"] == arm["answers_without_adapter"]["questions"]
     assert document["before"]["test"]["correct"] / document["before"]["test"]["questions"] < 0.05
+    assert document["base_sha256"]["file"] == measure.file_fingerprint(measure.WEIGHTS)
     kept = document["arms"]["pictograms and scenes"]
     assert kept["after"]["test"]["correct"] / kept["after"]["test"]["questions"] >= 0.9
     assert kept["seconds"] <= 20 * 60

@@ -1,8 +1,11 @@
 """Numbers and epochs of examples, in this process and in workers."""
 
+import pickle
+
+import pytest
 from torch.utils.data import DataLoader
 
-from transformers_lladav.samples import Numbered, Sample, field_of
+from transformers_lladav.samples import Numbered, Sample, Selection, field_of
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
@@ -36,3 +39,13 @@ def test_workers_that_outlive_an_epoch_see_the_next_one():
     for epoch in (0, 1, 5):
         data.set_epoch(epoch)
         assert list(loader) == [[(0, epoch), (1, epoch)], [(2, epoch), (3, epoch)]]
+
+
+def test_a_selection_is_a_sequence_of_what_was_chosen():
+    chosen = Selection(list("abcdef"), [4, 0, 3])
+    for selection in (chosen, pickle.loads(pickle.dumps(chosen))):
+        assert list(selection) == ["e", "a", "d"]
+        assert (len(selection), selection[-1], selection[1:], selection[::-2]) == (3, "d", ["a", "d"], ["d", "e"])
+        with pytest.raises(IndexError):
+            selection[3]
+    assert list(Selection(chosen, [2, 2])) == ["d", "d"]

@@ -202,17 +202,33 @@ def check_base(folder: Path, model: nn.Module) -> list[str]:
         AdapterError: as for `check_fit`.
     """
     config: Any = model.config
-    base = getattr(config, "_name_or_path", "") or "the base"
-    check_fit(folder, config, base)
+    check_fit(folder, config, _name(config))
+    return compare_weights(folder, model)
+
+
+def compare_weights(folder: Path, model: nn.Module) -> list[str]:
+    """Say where the weights of a model are not those that an adapter was trained on.
+
+    Args:
+        folder: the adapter.
+        model: a LLaDA-V that it fits.
+
+    Returns:
+        A sentence, or nothing; nothing as well if the adapter does not say.
+    """
     recorded = read_base(folder)
     theirs, ours = recorded.get("fingerprints", {}), _fingerprints(model)
     if other := [part.replace("_", " ") for part in ours if part in theirs and theirs[part] != ours[part]]:
         trained_on = recorded.get("name_or_path") or "another base"
         return [
-            f"the adapter {folder} was trained on {trained_on}, and {base} has other weights in: {', '.join(other)}; "
+            f"the adapter {folder} was trained on {trained_on}, and {_name(model.config)} has other weights in: {', '.join(other)}; "
             "its answers may be worse than they were in training"
         ]
     return []
+
+
+def _name(config: Any) -> str:
+    return getattr(config, "_name_or_path", "") or "the base"
 
 
 def read_base(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .adapter_fit import (
     check_base,
     check_files,
     check_fit,
+    compare_weights,
     describe_base,
     import_peft,
     quantization_of,
@@ -85,8 +86,14 @@ def attach_adapter(model: Any, adapter: str | Path, name: str = "default") -> An
         ValueError: if the name is taken, or holds a dot.
         ImportError: if PEFT is not installed.
     """
-    peft = import_peft()
     folder = fetch(str(adapter))
+    check_fit(folder, model.config)
+    return _attach(model, folder, name)
+
+
+def _attach(model: Any, folder: Path, name: str) -> Any:
+    """Load an adapter that is known to fit."""
+    peft = import_peft()
     if not name or "." in name:
         raise ValueError(f"name={name!r}: give a name without dots that is not empty")
     held = isinstance(model, peft.PeftModel)
@@ -94,8 +101,8 @@ def attach_adapter(model: Any, adapter: str | Path, name: str = "default") -> An
         raise ValueError(f"name={name!r} is taken; the model holds {', '.join(model.peft_config)}: choose another")
     if not held and getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("the model holds adapters by its own load_adapter; load the base afresh, or use that")
-    for text in check_base(folder, model):
-        warnings.warn(text, stacklevel=2)
+    for text in compare_weights(folder, model):
+        warnings.warn(text, stacklevel=3)
     if not held:
         return peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
     model.load_adapter(folder, adapter_name=name)
@@ -126,7 +133,7 @@ def load_with_adapter(
     loading = {**options, **loading}
     check_fit(folder, loading.get("config") or _read_config(folder, source, base, loading), source)
     model = AutoModelForImageTextToText.from_pretrained(source, **loading)
-    return attach_adapter(model, folder, name).eval()
+    return _attach(model, folder, name).eval()
 
 
 def _find_base(folder: Path, base: str | Path | None) -> tuple[str, dict[str, Any]]:
@@ -215,18 +222,17 @@ def merge(
     with torch.device("meta"):
         entries = sum(tensor.numel() for tensor in LladaVForMaskedDiffusion(copy.deepcopy(config)).parameters())
     check_space(output, entries * (dtype or stored).itemsize)
+    processor = load_processor(folder, base, trust_remote_code=trust_remote_code)
     wide = torch.float32 if dtype is torch.float32 else "auto"
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=wide, **loading)
-    notes = check_base(folder, model)
-    trained_on = read_base(folder).get("quantization")
-    if trained_on:
+    notes = compare_weights(folder, model)
+    if trained_on := read_base(folder).get("quantization"):
         notes.append(
             f"the adapter was trained beside weights rounded to {trained_on}, and is merged into the unrounded ones; "
             "compare answers with those of the adapter on the quantised base"
         )
     merged = import_peft().PeftModel.from_pretrained(model, folder).merge_and_unload().to(dtype or model.dtype)
     _check_finite(folder, merged)
-    processor = load_processor(folder, base, trust_remote_code=trust_remote_code)
     with new_folder(output) as scratch:
         save_checkpoint(merged, processor, scratch)
         if (folder / RECIPE).is_file():

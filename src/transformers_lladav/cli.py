@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from .cli_adapters import merge
 from .cli_asking import ask, chat, score
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
 from .cli_data import data_app
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for command in (ask, chat, score, push):
+for command in (ask, chat, score, merge, push):
     app.command()(command)
 
 
@@ -49,7 +50,7 @@ def user_errors() -> Iterator[None]:
     """Turn errors that users can put right into a line on stderr and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("LLADAV_TRACE"):
             raise
         err.print(Text.assemble(("Error: ", "bold red"), str(error)))

@@ -94,11 +94,9 @@ def ask(
     if recorder is not None:
         _save_film(asking.film(recorder, shown, question, answer), gif, html)
     if as_json:
-        base = model or ("bundled" if adapter is None else assistant.model.config.name_or_path)
-        record = {"picture": picture, "question": question, "model": base, "adapter": adapter}
-        print(json.dumps(record | dataclasses.asdict(answer), ensure_ascii=False))  # noqa: T201
-        return
-    _print_answer(answer)
+        _print_record(answer, picture=picture, question=question, **_chosen(assistant, model, adapter))
+    else:
+        _print_answer(answer)
 
 
 def _load(model: str | None, device: str, trust_remote_code: bool, adapter: str | None) -> Any:
@@ -114,9 +112,19 @@ def _load(model: str | None, device: str, trust_remote_code: bool, adapter: str 
     return assistant
 
 
+def _chosen(assistant: Any, model: str | None, adapter: str | None) -> dict[str, str | None]:
+    """What answered, for a record."""
+    base = "bundled" if adapter is None else assistant.model.config.name_or_path
+    return {"model": model or base, "adapter": adapter}
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """What a user chose; the rest is left to the checkpoint's own settings."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _print_record(answer: Any, **asked: str | None) -> None:
+    print(json.dumps(asked | dataclasses.asdict(answer), ensure_ascii=False))  # noqa: T201
 
 
 def _print_answer(answer: Any) -> None:

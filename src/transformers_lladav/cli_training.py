@@ -118,6 +118,22 @@ def _add_commands() -> None:
 _add_commands()
 
 
+@train_app.command()
+def configs(
+    name: Annotated[str | None, typer.Argument(help="One of them; only its path is printed.")] = None,
+) -> None:
+    """List settings for many devices, or print the path of one for `accelerate launch --config_file PATH`."""
+    from . import launching
+
+    if name is not None:
+        print(launching.find_config(name))  # noqa: T201
+        return
+    for found, path in launching.configs().items():
+        out.print(Text(found, style="bold"))
+        out.print(Text(launching.describe_config(path)), soft_wrap=True)
+    out.print('accelerate launch --config_file "$(lladav train configs NAME)" -m transformers_lladav train lora ...')
+
+
 def _recipe(name: str, config: Path | None, changes: list[str]) -> Recipe:
     from .recipe_changes import change_recipe, read_recipe
 

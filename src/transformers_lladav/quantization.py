@@ -31,7 +31,7 @@ def nf4_config(compute_dtype: torch.dtype) -> Any:
             f"{', '.join(str(dtype) for dtype in COMPUTE_DTYPES)}"
         )
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         raise ImportError("four-bit weights need bitsandbytes: pip install 'transformers_lladav[qlora]'") from error
     from transformers import BitsAndBytesConfig

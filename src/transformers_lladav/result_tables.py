@@ -242,9 +242,10 @@ def finetuning_table(document: dict[str, Any]) -> str:
         f"({arm['cpu_seconds'] / 60:.0f} of CPU time)"
         for name, arm in arms.items()
     )
-    unchanged = all(arm["base_unchanged"] for arm in arms.values())
+    unchanged = all(arm["base_sha256"] == document["base_sha256"] for arm in arms.values())
+    threads = document["machine"]["threads"]
     rows.append(
-        f"\n{before['test']['questions']} questions a row in bold. {runs}; {document['machine']['threads']} CPU threads. "
+        f"\n{before['test']['questions']} questions a row in bold. {runs}; {threads} CPU threads. "
         f"Base weights afterwards: {'the same, bit for bit' if unchanged else 'changed'}. `{document['command']}`."
     )
     return "\n".join(rows)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,8 @@ def training_arguments(
     Returns:
         The arguments.
     """
+    # `accelerate launch` puts what its settings say here, and Trainer takes it even if it is told "fp32".
+    os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision, precision)
     on_gpu = precision != "fp32" and settings.device == "auto"
     options: dict[str, Any] = {}
     if evaluates:
@@ -164,6 +167,7 @@ def training_arguments(
         save_strategy="steps",
         save_steps=schedule.checkpoint_every,
         seed=recipe.seed,
+        restore_callback_states_from_checkpoint=True,  # how long patience has lasted
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=settings.workers or 0,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, EarlyStoppingCallback
 
+from .data import Examples
 from .held_out import choose_questions
 from .recipes import Recipe
 from .record_files import Progress
@@ -26,7 +27,7 @@ from .samples import Numbered
 from .trainable import Trainable, summarise, trained_names
 from .trainer import DiffusionTrainer, last_checkpoint, remove_broken_checkpoints
 from .training_callbacks import AssertTrainable, EvaluateAtEnd, GuardGradients, Report, StopOnSignal
-from .training_data import check_lengths, hold_out, open_data
+from .training_data import LengthCheck, check_lengths, hold_out, open_data
 from .training_model import load_for_training
 from .training_results import ADAPTER, METRICS, MODEL, final_metrics, write_result
 
@@ -75,7 +76,6 @@ def load_data(
         RecordError: at the first record that cannot be used, unless `skip_bad`.
     """
     report = on_progress or (lambda what: lambda done, total: None)
-    options = settings.read_options()
     if settings.stream:
         stream = open_data(
             settings.data,
@@ -84,19 +84,11 @@ def load_data(
             block=recipe.device_batch_size * devices,
             shuffle_buffer=settings.shuffle_buffer,
             seed=recipe.seed,
-            **options,
+            **settings.read_options(),
         )
         held_out = _held_out_alone(settings, recipe, processor, report)
         return TrainingData(stream, held_out, None, {"samples": None, "held_out": len(held_out)})
-    opened = open_data(settings.data, skip_bad=settings.skip_bad, on_progress=report("Reading the data"), **options)
-    measured = check_lengths(
-        opened,
-        processor,
-        recipe.max_length,
-        prompt=recipe.prompt,
-        skip_bad=settings.skip_bad,
-        on_progress=report("Counting tokens"),
-    )
+    skipped, measured = _measured(settings.data, settings, recipe, processor, report)
     train, held_out, lengths = (
         measured.examples,
         _held_out_alone(settings, recipe, processor, report),
@@ -111,7 +103,7 @@ def load_data(
     facts = {
         "samples": len(train),
         "held_out": len(held_out),
-        "left_out": len(opened.skipped) + len(measured.left_out),
+        "left_out": skipped + len(measured.left_out),
         "cut": measured.cut,
     }
     return TrainingData(train, held_out, lengths, facts)
@@ -123,14 +115,26 @@ def _held_out_alone(
     """Held-out data from a source of their own, if there is one."""
     if settings.eval_data is None:
         return []
+    return _measured(settings.eval_data, settings, recipe, processor, report)[1].examples
+
+
+def _measured(
+    source: str, settings: RunSettings, recipe: Recipe, processor: Any, report: Callable[[str], Progress]
+) -> tuple[int, LengthCheck]:
+    """How many records of a source were left out, and the others with their lengths."""
     opened = open_data(
-        settings.eval_data,
-        skip_bad=settings.skip_bad,
-        on_progress=report("Reading the held-out data"),
-        **settings.read_options(),
+        source, skip_bad=settings.skip_bad, on_progress=report("Reading the data"), **settings.read_options()
     )
-    checked = check_lengths(opened, processor, recipe.max_length, prompt=recipe.prompt, skip_bad=settings.skip_bad)
-    return checked.examples
+    assert isinstance(opened, Examples)
+    checked = check_lengths(
+        opened,
+        processor,
+        recipe.max_length,
+        prompt=recipe.prompt,
+        skip_bad=settings.skip_bad,
+        on_progress=report("Counting tokens"),
+    )
+    return len(opened.skipped), checked
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from .batches import TrainingBatches
@@ -84,6 +84,8 @@ class DiffusionTrainer(Trainer):
         # Processes wait for one another's gradients and shards: all of them have to run the tower in every step.
         collator.fill_in_picture = self.eval_collator.fill_in_picture = self.args.world_size > 1
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_fsdp_enabled:
+            _keep_losses_precise(self.accelerator.state.fsdp_plugin)
 
     # Data
 
@@ -128,7 +130,7 @@ class DiffusionTrainer(Trainer):
         if self.optimizer is None:
             groups = parameter_groups(self.model if model is None else model, self.recipe)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(groups, **options)
+            self.optimizer: Any = kind(groups, **options)
         return self.optimizer
 
     def compute_loss(
@@ -155,17 +157,40 @@ class DiffusionTrainer(Trainer):
             "precision (--set precision=fp32)"
         )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer does it, but a run that is taken up evaluates what it had no time for, and goes no step too far."""
+        if self._evaluation_is_missing():
+            self._determine_best_metric(metrics=self.evaluate(), trial=None)
+        stops = [call for call in self.callback_handler.callbacks if isinstance(call, EarlyStoppingCallback)]
+        out_of_patience = any(call.early_stopping_patience_counter >= call.early_stopping_patience for call in stops)
+        if self.state.global_step >= self.state.max_steps or out_of_patience:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether a signal came when there should have been an evaluation."""
+        step = self.state.global_step
+        if self.args.eval_strategy == "no" or step == 0 or step % self.args.eval_steps:
+            return False
+        return not any("eval_loss" in record and record["step"] == step for record in self.state.log_history)
+
     # Evaluation
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The loss, as ever, and the share of held-out answers that are right to the letter."""
+        """The loss, as ever, and the share of held-out answers that are right to the letter.
+
+        Training goes on as if there had been no evaluation: what is drawn here is not missing there.
+        """
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output = super().evaluation_loop(*args, **{**kwargs, "prediction_loss_only": True})
-        if self.questions and not self.sharded:
-            model = self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast():
-                replies = answer_questions(model, self.processor, self.questions, GENERATION_BATCH)
-            output.metrics[f"{prefix}_exact_match"] = sum(reply.right for reply in replies) / len(replies)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            output = super().evaluation_loop(*args, **{**kwargs, "prediction_loss_only": True})
+            if self.questions:  # every process answers all of them, so that sharded ones take the same steps
+                model = self.accelerator.unwrap_model(self.model)
+                with self.accelerator.autocast():
+                    replies = answer_questions(model, self.processor, self.questions, GENERATION_BATCH)
+                output.metrics[f"{prefix}_exact_match"] = sum(reply.right for reply in replies) / len(replies)
         return output
 
     # Checkpoints
@@ -189,6 +214,20 @@ class DiffusionTrainer(Trainer):
             write_text(folder / COMPLETE, f"step {self.state.global_step}\n")
             best = self.state.best_model_checkpoint
             prune_checkpoints(folder.parent, self.recipe.keep_checkpoints, Path(best) if best else None)
+
+
+def _keep_losses_precise(plugin: Any) -> None:
+    """Sum gradients in float32, and leave inputs as they are: autocast computes in half precision where it may.
+
+    accelerate's policy for FSDP2 casts all inputs and outputs, so that loss weights and losses lose their digits.
+    """
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if plugin.fsdp_version == 2 and policy is not None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=policy.param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -122,7 +122,7 @@ def _load_from_hub(name: str, split: str, stream: bool) -> Any:
         ) from error
     except ConnectionError as error:
         raise DataError(f"{missing}, and the Hub cannot be asked for a data set of that name: {error}") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # what prepares a data set raises anything
         raise DataError(f"the data set {name!r} of the Hub cannot be opened with split {split!r}: {error}") from error
 
 
@@ -164,10 +164,11 @@ def hold_out(
     for group in (groups[number] for number in drawn):
         if len(held) + len(group) <= wanted:
             held += group
-    held = sorted(held or min(groups, key=lambda group: len(group)))
+    if not held:
+        held = min(groups, key=len)
     chosen = set(held)
     rest = [number for number in range(len(examples)) if number not in chosen]
-    return Selection(examples, rest), Selection(examples, held)
+    return Selection(examples, rest), Selection(examples, sorted(held))
 
 
 def _held_out_count(examples: int, share: float | None, count: int | None) -> int:

@@ -1,30 +1,19 @@
 """What a training run needs in memory: arithmetic on a configuration and a recipe, without weights and without a GPU.
 
-T is the number of tokens on a device at a time, h the width of the language model, a and k the widths of its queries
-and keys, m that of its MLP, b the bytes of an entry that is computed with (2 in half precision). Of a layer, autograd
-keeps until the way back:
-
-- two norms: their input in float32 and a factor per token, 2 T (4 h + 4); trained, also what the weight multiplies,
-- attention (sdpa): queries, keys, values, output, b T (2 a + 2 k), a float32 per token and head, and the mask if there
-  is one, b rows length^2,
-- the MLP: gate, its activation and the other half, 3 b T m,
-- the inputs of layers that are trained or have adapters; under autocast each such layer casts one of its own.
-
-With checkpointing only the layer's input stays, and one layer at a time is computed again. The tests compare this with
-what autograd really saves; on a GPU it is computed, not measured.
+What autograd keeps is worked out in `training_activations`; the tests compare it, and the whole sum, with what a step
+really holds on a CPU. On a GPU it is computed, not measured.
 """
 
 import dataclasses
 import re
 from typing import Any
 
-import torch
 from torch import nn
 
 from .diffusion_lladav import CHUNK_ROWS
-from .modeling_lladav import LladaVForMaskedDiffusion
 from .recipes import Recipe
-from .trainable import expected_trainable, lora_targets, part_of
+from .trainable import part_of
+from .training_activations import Activations, Linear
 from .training_model import frozen_dtype
 
 GIGABYTE = 10**9
@@ -40,12 +29,6 @@ NODE, NODE_CARD = 8, 80
 # Tokens of a sample, with the tiles of a picture that leaves room for its text.
 LENGTHS = {2048: 2, 4096: 5, 8192: 10}
 
-# What a linear layer reads; layers that read the same tensor share it.
-READS = {
-    "q_proj": "norm", "k_proj": "norm", "v_proj": "norm", "o_proj": "attention", "out_proj": "attention",
-    "gate_proj": "mlp norm", "up_proj": "mlp norm", "fc1": "mlp norm", "down_proj": "product", "fc2": "product",
-    "linear_1": "features", "linear_2": "gelu", "lm_head": "hidden",
-}  # fmt: skip
 LAYER = re.compile(r"model\.(language_model|vision_tower)\..*layers\.(\d+)\.")
 
 LABELS = {
@@ -213,56 +196,8 @@ def nf4_bytes(entries: int) -> int:
     return -(-entries // 2) + blocks + 4 * -(-blocks // CONSTANTS)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Linear:
-    """A linear layer: how many tokens go through it, and whether it has an adapter or is trained itself."""
-
-    name: str
-    inside: int
-    outside: int
-    tokens: int
-    adapted: bool
-    trained: bool
-
-    @property
-    def reads(self) -> str:
-        return READS[self.name.rsplit(".", 1)[-1]]
-
-
-class _Run:
+class _Run(Activations):
     """A model of a configuration without weights, and what a recipe makes of it."""
-
-    def __init__(
-        self, config: Any, recipe: Recipe, length: int, tiles: int, devices: int, sharded: bool, precision: str
-    ) -> None:
-        self.text, self.vision, self.recipe = config.text_config, config.vision_config, recipe
-        self.length, self.devices, self.sharded = length, devices, sharded
-        self.rows = recipe.device_batch_size * (2 if recipe.complementary else 1)
-        self.tokens = self.rows * length
-        self.patches = self.rows * tiles * config.patches_per_side**2
-        self.pixels = self.rows * tiles * 3 * self.vision.image_size**2
-        self.masked = self.rows > 1 or recipe.packing or recipe.conversation_mask
-        self.entry = 4 if precision == "fp32" else 2
-        self.autocast = self.entry == 2 and not sharded  # FSDP2 casts the parameters itself
-        self.frozen_entry = frozen_dtype(recipe, precision, sharded).itemsize
-        with torch.device("meta"):
-            self.model = LladaVForMaskedDiffusion(config)
-        bare = dataclasses.replace(recipe, lora=None, quantization=None) if recipe.trains else None
-        self.own = expected_trainable(self.model, bare) if bare else set()
-        adapted = set(lora_targets(self.model, recipe.lora)) if recipe.lora else set()
-        self.linears = [
-            _Linear(
-                name,
-                module.in_features,
-                module.out_features,
-                self.patches if part_of(f"{name}.") in ("vision_tower", "projector") else self.tokens,
-                name in adapted,
-                f"{name}.weight" in self.own,
-            )
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        self.reached = {part_of(name) for name in self.own} | {part_of(f"{name}.") for name in adapted}
 
     def estimate(self) -> MemoryEstimate:
         share = self.devices if self.sharded else 1
@@ -282,7 +217,7 @@ class _Run:
 
     # Weights
 
-    def adapter_entries(self, layer: _Linear) -> int:
+    def adapter_entries(self, layer: Linear) -> int:
         lora = self.recipe.lora
         if lora is None or not layer.adapted:
             return 0
@@ -297,10 +232,11 @@ class _Run:
         four_bit = {
             f"{layer.name}.weight"
             for layer in self.linears
-            if self.recipe.quantization is not None and part_of(layer.name) == "language_model"
+            if self.recipe.quantization is not None and part_of(f"{layer.name}.") == "language_model"
         }
+        frozen_entry = frozen_dtype(self.recipe, self.precision, self.sharded).itemsize
         return sum(
-            nf4_bytes(parameter.numel()) if name in four_bit else self.frozen_entry * parameter.numel()
+            nf4_bytes(parameter.numel()) if name in four_bit else frozen_entry * parameter.numel()
             for name, parameter in self.model.named_parameters()
             if name not in kept
         )
@@ -336,116 +272,12 @@ class _Run:
         gathered = outside[0] + 2 * max(sizes[0] for sizes in groups.values())
         return self.entry * (gathered + outside[1] + max(sizes[1] for sizes in groups.values()))
 
-    # Activations
-
-    @property
-    def language_reached(self) -> bool:
-        return bool(self.reached - {"head"})
-
-    @property
-    def vision_reached(self) -> bool:
-        return "vision_tower" in self.reached
-
-    def stream(self, part: str) -> int:
-        """Bytes of an entry between layers: autocast leaves sums with float32 weights in float32."""
-        trained = part in self.recipe.trains
-        return 4 if self.autocast and trained else self.entry
-
-    def kept_inputs(self, prefix: str) -> int:
-        """Inputs of trained and adapted linear layers whose names begin so."""
-        layers = [layer for layer in self.linears if layer.name.startswith(prefix)]
-        dropout = self.recipe.lora is not None and self.recipe.lora.dropout > 0
-        size, shared = 0, set()
-        for layer in layers:
-            row = layer.tokens * layer.inside
-            if layer.adapted:
-                size += self.adapter_activations(layer) + (row if dropout else 0)  # a byte for what was dropped
-            if layer.adapted and (self.autocast or dropout):
-                size += row * self.entry
-            elif (layer.trained or layer.adapted) and layer.reads != "attention":  # which attention keeps
-                again = layer.reads in shared and not (self.autocast and "norm" in layer.reads)
-                size += 0 if again else row * self.entry
-                shared.add(layer.reads)
-        return size
-
-    def adapter_activations(self, layer: _Linear) -> int:
-        lora = self.recipe.lora
-        assert lora is not None
-        return self.entry * layer.tokens * (lora.rank + (2 * layer.outside if lora.dora else 0))
-
-    def language_layer(self, index: int) -> int:
-        """What a layer of the language model keeps."""
-        text, tokens = self.text, self.tokens
-        queries = text.num_attention_heads * text.head_dim
-        keys = text.num_key_value_heads * text.head_dim
-        norms = 2 * tokens * (4 * text.hidden_size + 4)
-        if "language_model" in self.recipe.trains:
-            norms += 2 * tokens * text.hidden_size * self.stream("language_model")
-        attention = self.entry * tokens * 2 * (queries + keys) + 4 * tokens * text.num_attention_heads
-        if self.masked:
-            attention += self.entry * self.rows * self.length**2
-        mlp = 3 * self.entry * tokens * text.intermediate_size
-        return norms + attention + mlp + self.kept_inputs(f"model.language_model.layers.{index}.")
-
-    def language_activations(self) -> int:
-        text, stream = self.text, self.stream("language_model")
-        entries = self.tokens * text.hidden_size
-        size = entries * stream + 12 * self.tokens  # what the loss reads, with positions and weights
-        if not self.language_reached:
-            return size
-        size += 4 * entries + 4 * self.tokens  # the last norm
-        if "language_model" in self.recipe.trains:
-            size += entries * stream
-        if self.masked:
-            size += self.rows * self.length**2
-        layers = range(text.num_hidden_layers)
-        if self.recipe.gradient_checkpointing:
-            return size + len(layers) * entries * stream
-        size += 2 * self.length * text.head_dim * stream  # cosines and sines
-        return size + sum(self.language_layer(index) for index in layers)
-
-    def vision_layer(self, index: int) -> int:
-        """What a layer of the tower keeps, if it gets gradients."""
-        vision, patches = self.vision, self.patches
-        norms = 2 * patches * (vision.hidden_size * (4 if self.autocast else self.entry) + 8)
-        attention = patches * (4 * self.entry * vision.hidden_size + 4 * vision.num_attention_heads)
-        mlp = self.entry * patches * vision.intermediate_size
-        return norms + attention + mlp + self.kept_inputs(f"model.vision_tower.encoder.layers.{index}.")
-
-    def vision_activations(self) -> int:
-        size = 0
-        if self.vision_reached or "projector" in self.reached:
-            size += self.entry * self.patches * self.text.hidden_size  # what the projector's GELU reads
-            size += self.kept_inputs("model.multi_modal_projector.")
-        if not self.vision_reached:
-            return size
-        layers = range(self.vision.num_hidden_layers)
-        if "vision_tower" in self.recipe.trains:
-            size += self.entry * self.pixels
-        if self.recipe.gradient_checkpointing:
-            return size + len(layers) * self.patches * self.vision.hidden_size * self.stream("vision_tower")
-        return size + sum(self.vision_layer(index) for index in layers)
-
     # What is there for a moment
 
     def working(self) -> int:
-        """The larger of the loss's and a layer's, beyond what stays: copies of other layers are gone on the way back."""
+        """The larger of the loss's and a layer's, beyond what stays; other layers' copies are gone then."""
         loss = LOGIT_BYTES * min(CHUNK_ROWS, self.tokens) * self.text.vocab_size
         layers = max(self.layer_working("language_model"), self.layer_working("vision_tower"))
         if self.recipe.gradient_checkpointing:
             layers += self.half_copies("model.language_model.layers.0.") - self.half_copies()
         return max(loss, layers)
-
-    def layer_working(self, part: str) -> int:
-        """A layer on the way back: gradients in and around its MLP, and with checkpointing all that it keeps."""
-        language = part == "language_model"
-        if not (self.language_reached if language else self.vision_reached):
-            return 0
-        sizes, tokens = (self.text, self.tokens) if language else (self.vision, self.patches)
-        size = tokens * (2 * self.entry * sizes.intermediate_size + 2 * self.stream(part) * sizes.hidden_size)
-        if self.autocast and any(layer.adapted for layer in self.linears):
-            size += 4 * tokens * sizes.intermediate_size  # PEFT hands adapters their input in float32
-        if not self.recipe.gradient_checkpointing:
-            return size
-        kept = self.language_layer if language else self.vision_layer
-        return size + max(kept(index) for index in range(sizes.num_hidden_layers))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from .adapter_fit import describe_base
 from .recipes import Recipe
 from .trainable import prepare_trainable
 
@@ -21,6 +22,7 @@ class Prepared:
         processor: its processor.
         source: folder or Hub id it came from.
         precision: "bf16", "fp16" or "fp32".
+        base: what an adapter needs to recognise the model later; see `adapter_fit.describe_base`.
         stored_dtype: of most weights of the checkpoint, which a complete model is saved in.
     """
 
@@ -28,6 +30,7 @@ class Prepared:
     processor: Any
     source: str
     precision: str
+    base: dict[str, Any]
     stored_dtype: torch.dtype
 
     @property
@@ -112,7 +115,9 @@ def load_for_training(
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Prepared(prepare_trainable(model, recipe), processor, source, precision, stored)
+    base = describe_base(model)  # now, while all weights are here and as they were stored
+    torch.manual_seed(recipe.seed)  # adapters begin with weights that are drawn
+    return Prepared(prepare_trainable(model, recipe), processor, source, precision, base, stored)
 
 
 def _check_config(config: Any, source: str, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .adapters import write_base
+from .adapter_fit import write_base
 from .cards import render_card
 from .files import new_folder, write_text
 from .publishing import save_checkpoint
@@ -52,20 +52,30 @@ def write_result(
     Raises:
         OSError: if it cannot be written; the checkpoints stay.
     """
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
+    state = _gathered(trainer, recipe) if trainer.sharded else None
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         with new_folder(folder, replace=True) as scratch:
             if recipe.lora is not None:
                 model.peft_config[model.active_adapter].base_model_name_or_path = _lasting(prepared.source)
                 model.save_pretrained(scratch, state_dict=state)
-                write_base(prepared.bare, scratch)
+                write_base(prepared.base, scratch)
             else:
                 _write_model(model, prepared, state, scratch)
             write_text(scratch / RECIPE, recipe.to_json())
             write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
         write_text(folder / "README.md", str(render_card(folder)))
     trainer.accelerator.wait_for_everyone()
+
+
+def _gathered(trainer: DiffusionTrainer, recipe: Recipe) -> dict[str, Any]:
+    """The tensors of a sharded model on the first process; of one with adapters only what was trained."""
+    if recipe.lora is None or not trainer.is_fsdp_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(trainer.model_wrapped, options=options)
 
 
 def _write_model(model: Any, prepared: Prepared, state: dict[str, Any] | None, folder: Path) -> None:
