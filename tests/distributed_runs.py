@@ -49,7 +49,6 @@ def train(folder: Path, task: dict[str, Any]) -> None:
     facts = {}
     for name, changes in task["recipes"].items():
         recipe = change_recipe(find_recipe(name), changes)
-        torch.manual_seed(0)  # TEMP
         settings = RunSettings(
             model=task["model"],
             data=task["data"],

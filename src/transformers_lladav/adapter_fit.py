@@ -159,18 +159,19 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield plain.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
 
 
-def check_fit(folder: Path, config: Any, base: str = "the base") -> None:
+def check_fit(folder: Path, config: Any, base: str | None = None) -> None:
     """Refuse an adapter that does not fit a base model, from its configuration alone: no weights are needed.
 
     Args:
         folder: the adapter.
         config: of the base model.
-        base: what the messages call it.
+        base: what the messages call it; by default its own name.
 
     Raises:
         AdapterError: naming every difference: model type, sizes, layers that do not exist, shapes.
     """
     check_files(folder)
+    base = base or _name(config)
     recorded = read_base(folder)
     kind = recorded.get("model_type", "lladav")
     if config.model_type != kind:
@@ -202,7 +203,7 @@ def check_base(folder: Path, model: nn.Module) -> list[str]:
         AdapterError: as for `check_fit`.
     """
     config: Any = model.config
-    check_fit(folder, config, _name(config))
+    check_fit(folder, config)
     return compare_weights(folder, model)
 
 
@@ -221,8 +222,8 @@ def compare_weights(folder: Path, model: nn.Module) -> list[str]:
     if other := [part.replace("_", " ") for part in ours if part in theirs and theirs[part] != ours[part]]:
         trained_on = recorded.get("name_or_path") or "another base"
         return [
-            f"the adapter {folder} was trained on {trained_on}, and {_name(model.config)} has other weights in: {', '.join(other)}; "
-            "its answers may be worse than they were in training"
+            f"the adapter {folder} was trained on {trained_on}, and {_name(model.config)} has other weights in: "
+            f"{', '.join(other)}; its answers may be worse than they were in training"
         ]
     return []
 
