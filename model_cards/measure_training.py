@@ -36,7 +36,7 @@ from transformers_lladav.training_memory import CARDS, CONTEXT_BYTES, LENGTHS, N
 RESULTS = Path(__file__).resolve().parent / "results"
 MEASURED = ("lora", "qlora")
 ESTIMATED = ("lora", "qlora", "projector", "full")
-SMALL_LENGTHS = {128: 2, 256: 5}
+SMALL_LENGTHS = {96: 2, 192: 5}
 HIDDEN_SHARE = 0.5
 WARMUP_STEPS = 2  # the second is the first with AdamW's moments in place
 
@@ -96,14 +96,14 @@ def small_config() -> LladaVConfig:
     """A model for a CPU, with a vocabulary that outweighs its width as the real one does."""
     return LladaVConfig(
         text_config={
-            "vocab_size": 8192, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
+            "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
         },
         vision_config={
             "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
             "image_size": 64, "patch_size": 16, "vision_use_head": False,
         },
-        image_token_id=8000, video_token_id=8001, mask_token_id=7999, output_vocab_size=7999,
+        image_token_id=4000, video_token_id=4001, mask_token_id=3999, output_vocab_size=3999,
         suppressed_token_ids=[1, 3], image_grid_pinpoints=[],
     )  # fmt: skip
 
@@ -220,10 +220,12 @@ class Bench:
 
     def checkpoint(self, on: bool) -> None:
         """Turn activation checkpointing on or off."""
+        name = "activation" if hasattr(self.base, "activation_checkpointing_enable") else "gradient"  # before 5.20
         if on:
-            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            options = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+            getattr(self.base, f"{name}_checkpointing_enable")(**options)
         else:
-            self.base.gradient_checkpointing_disable()
+            getattr(self.base, f"{name}_checkpointing_disable")()
 
 
 def measure_recipe(bench: Bench, arms: list[Arm], repeats: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from transformers_lladav.result_tables import (
     evaluation_table,
     finetuning_table,
     infilling_table,
+    memory_table,
     parity_table,
     repeats_table,
     rule_of,
@@ -158,6 +159,7 @@ TABLES = {
     "infilling": ("decoding", infilling_table),
     "repeats": ("decoding", repeats_table),
     "conversion": ("conversion", conversion_table),
+    "memory": ("training_memory", memory_table),
     "finetuning": ("finetuning", finetuning_table),
 }
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, DistributedConfig
 
 from transformers_lladav.recipe_changes import change_recipe
 from transformers_lladav.recipes import find_recipe
@@ -34,9 +34,8 @@ def shard_on_cpus() -> None:
     original = AcceleratorState.__init__
 
     def decide(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
-        shared = PartialState._shared_state
-        if shared.get("distributed_type") in (DistributedType.MULTI_CPU, DistributedType.FSDP):
-            shared["distributed_type"] = DistributedType.MULTI_GPU
+        if not AcceleratorState._shared_state:  # not decided yet
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         original(self, *args, **kwargs)
 
     AcceleratorState.__init__ = decide
@@ -82,20 +81,22 @@ def _keep_aside(product: Path, checkpoint: Path) -> None:
 
 
 def infer(folder: Path, task: dict[str, Any]) -> None:
-    """Logits and answers of every model that the task names, each layer spread over all processes."""
+    """Logits and answers of every model that the task names; its layers are spread over all processes."""
     results = {}
     for name, source in task["models"].items():
-        plan = {"tp_plan": "auto"} if "WORLD_SIZE" in os.environ else {}
+        plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if "WORLD_SIZE" in os.environ else {}
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, **plan).eval()
-        processor = AutoProcessor.from_pretrained(source)
-        inputs = processor(**task["inputs"], return_tensors="pt")
+        inputs = AutoProcessor.from_pretrained(source).apply_chat_template(
+            task["chat"], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
         with torch.no_grad():
-            results[f"{name}.logits"] = model(**inputs).logits
-            results[f"{name}.answer"] = model.generate(**inputs, **task["settings"])
-        layer = model.model.language_model.layers[0]
-        for part, weight in (("q", layer.self_attn.q_proj.weight), ("k", layer.self_attn.k_proj.weight)):
+            results[f"{name}/logits"] = model(**inputs).logits
+        results[f"{name}/answer"] = model.generate(**inputs, **task["settings"])
+        attention = model.model.language_model.layers[0].self_attn
+        for part in ("q_proj", "k_proj", "o_proj"):
+            weight = getattr(attention, part).weight
             local = weight.to_local() if hasattr(weight, "to_local") else weight
-            results[f"{name}.{part}"] = torch.tensor(local.shape)
+            results[f"{name}/{part}"] = torch.tensor(local.shape)
     if RANK == 0:
         save_file({name: tensor.contiguous() for name, tensor in results.items()}, folder / "results.safetensors")
 

@@ -30,7 +30,7 @@ def picture(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train", "push", "data"]),
+        (["--help"], ["ask", "chat", "score", "presets", "demo", "eval", "train", "merge", "push", "data"]),
         (
             ["ask", "--help"],
             ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],
@@ -38,6 +38,8 @@ def picture(tmp_path_factory):
         (["chat", "--help"], ["PICTURE", "--model", "--adapter", "--preset"]),
         (["eval", "--help"], ["--split", "--questions", "--output"]),
         (["train", "tiny", "--help"], ["--run", "--set", "--output"]),
+        (["train", "--help"], ["lora", "qlora", "full", "projector", "stage1", "stage3b", "tiny", "configs"]),
+        (["merge", "--help"], ["ADAPTER", "OUTPUT", "--model", "--dtype"]),
         (
             ["push", "--help"],
             ["DIR", "REPO", "--private", "--dry-run", "--revision", "--message", "--create-pr", "--base-model"],

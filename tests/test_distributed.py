@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion, LladaVProcessor, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor, scenes
 from transformers_lladav.batches import TrainingBatches
 from transformers_lladav.launching import find_config
 from transformers_lladav.samples import Numbered
@@ -29,7 +29,6 @@ SAMPLES, STEPS, STEP_SAMPLES, BATCH = 24, 6, 8, 2
 
 def run(arguments, folder, task):
     """Run the script, and leave no process behind whatever happens."""
-    folder.mkdir()
     (folder / "task.json").write_text(json.dumps(task))
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
@@ -132,27 +131,32 @@ RECIPES = {"lora": [*CHANGES, "lora.rank=4"], "full": CHANGES}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, float32_checkpoint, data):
-    """Runs both recipes in one process, with DDP, or with FSDP2; each once."""
-    folder, done = tmp_path_factory.mktemp("runs"), {}
-    launchers = {
-        "one": lambda: [str(SCRIPT), "train"],
-        "ddp": lambda: torchrun("train"),
-        "fsdp2": lambda: accelerate_launch("eight_gpus_fsdp2", "train"),
+def task(float32_checkpoint, data):
+    return {
+        "model": str(float32_checkpoint),
+        "data": str(data / "train.jsonl"),
+        "eval_data": str(data / "held_out.jsonl"),
+        "recipes": RECIPES,
     }
 
-    def get(kind):
-        if kind not in done:
-            task = {
-                "model": str(float32_checkpoint),
-                "data": str(data / "train.jsonl"),
-                "eval_data": str(data / "held_out.jsonl"),
-                "recipes": RECIPES,
-            }
-            done[kind] = run(launchers[kind](), folder / kind, task)
-        return done[kind]
 
-    return get
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, task):
+    """Both recipes in one process, which accumulates gradients."""
+    return run([str(SCRIPT), "train"], tmp_path_factory.mktemp("one"), task)
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory, task):
+    """Both recipes in two processes with a whole model each."""
+    return run(torchrun("train"), tmp_path_factory.mktemp("ddp"), task)
+
+
+@pytest.fixture(scope="module")
+def fsdp2(tmp_path_factory, task):
+    """Both recipes in two processes with half a model each; the last recipe is taken up again from its middle."""
+    again = {"again": "full"}
+    return run(accelerate_launch("eight_gpus_fsdp2", "train"), tmp_path_factory.mktemp("fsdp2"), task | again)
 
 
 def figures(folder, recipe, name):
@@ -175,8 +179,8 @@ def test_batches_without_a_picture_meet_batches_with_one():
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_train_as_one_does(trained, kind, recipe):
-    one, two = trained("one"), trained(kind)
+def test_two_processes_train_as_one_does(request, one, kind, recipe):
+    two = request.getfixturevalue(kind)
     facts = [json.loads((folder / "facts.json").read_text())[recipe] for folder in (one, two)]
     assert [fact["kind"] for fact in facts] == ["NO", {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[kind]]
     assert [fact["processes"] for fact in facts] == [1, PROCESSES]
@@ -190,14 +194,93 @@ def test_two_processes_train_as_one_does(trained, kind, recipe):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_end_with_the_weights_of_one(trained, kind, recipe, float32_checkpoint):
-    one, two = weights(trained("one"), recipe), weights(trained(kind), recipe)
-    assert one.keys() == two.keys()
-    for name, expected in one.items():
+def test_two_processes_end_with_the_weights_of_one(request, one, kind, recipe):
+    assert_same_weights(weights(request.getfixturevalue(kind), recipe), weights(one, recipe))
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         # Softmax does not see what a key's bias adds to all scores alike: its gradient is rounding, and AdamW makes
         # full steps of that.
         if not name.endswith("k_proj.bias"):
-            torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
-    before = load_file(float32_checkpoint / "model.safetensors")
-    changed = {name for name, tensor in one.items() if name not in before or not torch.equal(tensor, before[name])}
-    assert len(changed) >= len(one) - 4  # but for rows and biases that nothing here reads
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+
+
+def test_the_weights_that_were_compared_had_been_trained(one, float32_checkpoint):
+    before, after = load_file(float32_checkpoint / "model.safetensors"), weights(one, "full")
+    unchanged = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
+    assert unchanged == {name for name in before if ".post_layernorm." in name}  # which LLaDA-V never reads
+    assert all(tensor.any() for name, tensor in weights(one, "lora").items() if ".lora_B." in name)  # they begin at 0
+
+
+def test_a_sharded_run_goes_on_from_a_checkpoint(fsdp2):
+    """The run was taken up after step 3 and ended as before."""
+    product = Path(json.loads((fsdp2 / "facts.json").read_text())["full"]["product"])
+    first = product.with_name(product.name + "-first")
+    assert_same_weights(load_file(product / "model.safetensors"), load_file(first / "model.safetensors"))
+
+
+def test_what_a_sharded_run_ends_with_is_a_whole_checkpoint(fsdp2, one):
+    """It loads like any other, and its logits are those of the one that a single process wrote."""
+    picture = scenes.render(scenes.make_scene("test", 0))
+    logits = []
+    for folder in (fsdp2, one):
+        source = json.loads((folder / "facts.json").read_text())["full"]["product"]
+        model = LladaVForMaskedDiffusion.from_pretrained(source).eval()
+        inputs = LladaVProcessor.from_pretrained(source)(text="<image>What?", images=picture, return_tensors="pt")
+        with torch.no_grad():
+            logits.append(model(**inputs).logits)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
+# Inference
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The bundled checkpoint, and one whose four heads share two heads of keys and values; its weights are random."""
+    folder = tmp_path_factory.mktemp("models") / "grouped"
+    config = LladaVConfig.from_pretrained(BUNDLED_CHECKPOINT)
+    config.text_config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    LladaVForMaskedDiffusion(config).save_pretrained(folder)
+    LladaVProcessor.from_pretrained(BUNDLED_CHECKPOINT).save_pretrained(folder)
+    return {"bundled": str(BUNDLED_CHECKPOINT), "grouped": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def inferred(tmp_path_factory, models):
+    """What one process and what two processes make of a picture and a question."""
+    picture = tmp_path_factory.mktemp("picture") / "scene.png"
+    scenes.render(scenes.make_scene("test", 1)).save(picture)
+    content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "Describe the picture."}]
+    task = {
+        "models": models,
+        "chat": [{"role": "user", "content": content}],
+        "settings": {"max_new_tokens": 32, "block_length": 8},
+    }
+    launchers = {"one": [str(SCRIPT), "infer"], "two": torchrun("infer")}
+    return [
+        load_file(run(launcher, tmp_path_factory.mktemp(name), task) / "results.safetensors")
+        for name, launcher in launchers.items()
+    ]
+
+
+@pytest.mark.parametrize("name", ["bundled", "grouped"])
+def test_tensor_parallel_inference_gives_the_same(inferred, name):
+    one, two = inferred
+    torch.testing.assert_close(two[f"{name}/logits"], one[f"{name}/logits"], rtol=1e-5, atol=1e-4)
+    assert torch.equal(two[f"{name}/answer"], one[f"{name}/answer"])
+
+
+@pytest.mark.parametrize(("name", "key_rows"), [("bundled", 96), ("grouped", 48)])
+def test_each_process_holds_half_of_the_heads(inferred, name, key_rows):
+    """Four heads of 24; keys have as many, or two."""
+    for found, processes in zip(inferred, (1, PROCESSES), strict=True):
+        shapes = {part: found[f"{name}/{part}"].tolist() for part in ("q_proj", "k_proj", "o_proj")}
+        assert shapes == {
+            "q_proj": [96 // processes, 96],
+            "k_proj": [key_rows // processes, 96],
+            "o_proj": [96, 96 // processes],
+        }

@@ -142,6 +142,13 @@ def test_a_table_names_its_pictures(tmp_path):
         assert Image.open(tmp_path / row["image"]).tobytes() == item.picture.tobytes()
 
 
+def test_the_starting_point_is_the_bundled_checkpoint_that_pads_with_the_end(tmp_path):
+    folder = measure.starting_point(tmp_path / "start")
+    assert measure.file_fingerprint(folder / "model.safetensors") == measure.file_fingerprint(measure.WEIGHTS)
+    tokenizer = asking.load(folder, device="cpu").tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
 def test_exact_match_counts_by_kind():
     asked = measure.ask_scenes(3)
     texts = [asked[0].question.answer, "no such answer", asked[2].question.answer]
@@ -172,7 +179,7 @@ def test_the_fingerprint_is_that_of_the_base_whatever_the_adapter():
 def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     output = tmp_path / "finetuning.json"
     settings = ["max_steps=2", "checkpoint_every=1", "eval_answers=4", "global_batch_size=4", "device_batch_size=4"]
-    settings += ["lora.rank=2", "max_length=128"]
+    settings += ["lora.rank=2", "max_length=128", "train_on_padding=true"]
     arguments = ["--pictures", "4", "--replay", "3", "--questions", "7", "--threads", "1"]
     arguments += ["--arms", "pictograms and scenes"]
     arguments += ["--output", str(output), "--sheet", str(tmp_path / "sheet.png"), "--settings", *settings]

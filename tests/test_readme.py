@@ -1,15 +1,18 @@
 """The README is true: its Python runs, its tables are those of the result files, its links lead somewhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from training_runs import write_data
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"(?P<note><!-- not run[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?P<note><!-- (not run|runs)[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
 
 def blocks(language):
@@ -40,6 +43,21 @@ def test_commands_of_the_readme_exist():
             [sys.executable, "-m", "transformers_lladav", command, "--help"], capture_output=True, text=True
         )
         assert run.returncode == 0, line
+
+
+def test_pictures_and_a_table_become_an_adapter(tmp_path):
+    """The five lines of the section on fine-tuning, to the letter but for the installation."""
+    (block,) = [match["code"] for match in BLOCK.finditer(README) if "pictures/train.csv" in (match["note"] or "")]
+    lines = block.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("pip install")
+    write_data(tmp_path / "pictures", 24)  # train.csv, and pictures train-0.png and so on
+    for line in lines[1:]:
+        command = [sys.executable, "-m", "transformers_lladav", *shlex.split(line)[1:]]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
+    assert (tmp_path / "runs" / "mine" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "mine" / "merged" / "model.safetensors").is_file()
 
 
 def test_make_targets_of_the_readme_exist():

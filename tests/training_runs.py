@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -175,33 +174,24 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same_tensors(product_of(one), product_of(other))
 
 
-def start(
-    arguments: list[str], before: str = "", wait_for: Callable[[str], bool] | None = None
-) -> subprocess.Popen[str]:
+def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
     """Start `lladav` in a process of its own.
 
     Args:
         arguments: of the command.
         before: Python code that is run before it.
-        wait_for: is asked for every line of stderr whether this is the moment to come back.
 
     Returns:
         The process.
     """
     script = f"import sys\n{before}\nfrom transformers_lladav.cli import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-u", "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "400"},
     )
-    if wait_for is not None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if wait_for(line):
-                break
-    return process
 
 
 def command_line(recipe: str, data: Path, output: Path, *more: str) -> list[str]:

@@ -50,7 +50,7 @@ def user_errors() -> Iterator[None]:
     """Turn errors that users can put right into a line on stderr and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("LLADAV_TRACE"):
             raise
         err.print(Text.assemble(("Error: ", "bold red"), str(error)))

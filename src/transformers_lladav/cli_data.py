@@ -57,20 +57,19 @@ def check(
 
     The exit code is 0 if all is well, 1 if there are bad records, 2 if FILE cannot be read.
     """
-    with _fixable():
-        processor = _processor(model, trust_remote_code)
-        from . import data_report
-        from .files import write_text
+    processor = _processor(model, trust_remote_code)
+    from . import data_report
+    from .files import write_text
 
-        with _reading() as progress:
-            report = data_report.check_data(
-                file,
-                processor,
-                decode=decode,
-                max_length=max_length,
-                on_progress=progress,
-                **_options(image_folder, allow_outside, allow_urls, question),
-            )
+    with _reading() as progress:
+        report = data_report.check_data(
+            file,
+            processor,
+            decode=decode,
+            max_length=max_length,
+            on_progress=progress,
+            **_options(image_folder, allow_outside, allow_urls, question),
+        )
     if json_file is not None:
         write_text(json_file, json.dumps({"file": str(file), **report.as_json()}, indent=1) + "\n")
     _print_bad(report, json_file)
@@ -99,35 +98,25 @@ def preview(
     trust_remote_code: CodeOption = False,
 ) -> None:
     """Print what the model sees of the first examples of FILE, with what is learned in green."""
-    with _fixable():
-        processor = _processor(model, trust_remote_code)
-        from .data import read_examples
-        from .data_preview import contact_sheet as lay_out
-        from .prompt_view import PromptViewer
+    processor = _processor(model, trust_remote_code)
+    from .data import read_examples
+    from .data_preview import contact_sheet as lay_out
+    from .prompt_view import PromptViewer
 
-        options = _options(image_folder, allow_outside, allow_urls, question)
-        limit = processor.image_processor.max_image_pixels
-        examples = list(islice(read_examples(file, max_image_pixels=limit, on_bad=_print_error, **options), count))
-        if not examples:
-            raise ValueError(f"{file} has no good record to show; see `lladav data check {file}`")
-        viewer = PromptViewer(processor)
-        for example in examples:
-            _print_prompt(example, viewer)
-        out.rule()
-        out.print(_legend())
-        if contact_sheet is not None:
-            contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-            lay_out(examples).save(contact_sheet)
-            out.print(Text(f"Saved {contact_sheet}"), soft_wrap=True)
-
-
-@contextmanager
-def _fixable() -> Iterator[None]:
-    """A package that is missing is something that users can put right."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    options = _options(image_folder, allow_outside, allow_urls, question)
+    limit = processor.image_processor.max_image_pixels
+    examples = list(islice(read_examples(file, max_image_pixels=limit, on_bad=_print_error, **options), count))
+    if not examples:
+        raise ValueError(f"{file} has no good record to show; see `lladav data check {file}`")
+    viewer = PromptViewer(processor)
+    for example in examples:
+        _print_prompt(example, viewer)
+    out.rule()
+    out.print(_legend())
+    if contact_sheet is not None:
+        contact_sheet.parent.mkdir(parents=True, exist_ok=True)
+        lay_out(examples).save(contact_sheet)
+        out.print(Text(f"Saved {contact_sheet}"), soft_wrap=True)
 
 
 def _processor(model: str | None, trust_remote_code: bool) -> Any:

@@ -87,7 +87,7 @@ def fine_tune(
 ) -> None:
     recipe = _recipe(str(context.info_name), config, change)
     _check_choices(report_to, device)
-    with needs_packages(), loading(show=False):
+    with loading(show=False):
         from . import BUNDLED_CHECKPOINT
         from .run_settings import RunSettings
         from .train import Run
@@ -157,15 +157,6 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def needs_packages() -> Iterator[None]:
-    """A package that is missing is something that users can put right."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(str(error)) from error
 
 
 @contextmanager

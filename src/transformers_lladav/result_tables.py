@@ -249,3 +249,40 @@ def finetuning_table(document: dict[str, Any]) -> str:
         f"Base weights afterwards: {'the same, bit for bit' if unchanged else 'changed'}. `{document['command']}`."
     )
     return "\n".join(rows)
+
+
+def memory_table(document: dict[str, Any]) -> str:
+    """What training needs and on which cards it fits: computed, not measured.
+
+    Args:
+        document: written by measure_training.py --estimate.
+
+    Returns:
+        A Markdown table, a row for each recipe and length.
+    """
+    node = document["node"]
+    rows = [
+        "| recipe | tokens | with checkpointing | smallest card | without | smallest card "
+        f"| each of {node['devices']} x {node['card']} GB, FSDP2 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    lengths: dict[tuple[str, int], dict[bool, dict[str, Any]]] = {}
+    for row in document["rows"]:
+        lengths.setdefault((row["recipe"], row["tokens"]), {})[row["checkpointing"]] = row
+    for (recipe, tokens), found in lengths.items():
+        cells = [recipe, f"{tokens:,}"]
+        for checkpointing in (True, False):
+            row = found[checkpointing]
+            card = f"{min(row['cards'])} GB" if row["cards"] else "none"
+            cells += [f"{row['device_bytes'] / 1e9:.0f} GB", card]
+        shared = found[True]["sharded_bytes"]
+        note = "" if found[True]["node"] else ", does not fit"
+        cells.append("not sharded" if shared is None else f"{shared / 1e9:.0f} GB{note}")
+        rows.append(f"| {' | '.join(cells)} |")
+    cards = ", ".join(str(card) for card in document["cards"])
+    rows.append(
+        f"\n**Computed, not measured**: LLaDA-V 8B, one sample at a time, AdamW, bfloat16, cards of {cards} GB of "
+        f"10^9 bytes, with {document['context_bytes'] / 1e9:.0f} GB for CUDA and 5 % for fragmentation; sharded with "
+        f"checkpointing; `{document['command']}`."
+    )
+    return "\n".join(rows)

@@ -198,7 +198,14 @@ def begin_or_continue(settings: RunSettings, recipe: Recipe, facts: dict[str, An
         ValueError: if it is a run with other settings, naming them.
     """
     path = settings.output / RUN
-    about = {"model": settings.model, "data": settings.data, "eval_data": settings.eval_data, **facts}
+    about = {
+        "model": settings.model,
+        "data": settings.data,
+        "eval_data": settings.eval_data,
+        "question": settings.question,
+        "shuffle_buffer": settings.shuffle_buffer if settings.stream else None,
+        **facts,
+    }
     record = json.loads(json.dumps({"recipe": asdict(recipe), **about, "finished": False}))
     if not path.is_file():
         if settings.output.exists() and any(settings.output.iterdir()):

@@ -96,6 +96,8 @@ class DiffusionTrainer(Trainer):
             "num_workers": self.args.dataloader_num_workers,
             "persistent_workers": self.args.dataloader_num_workers > 0,
             "pin_memory": self.args.dataloader_pin_memory,
+            # Its own: workers that outlive an epoch draw no seed for the next one, but those of a resumed run do.
+            "generator": torch.Generator().manual_seed(self.recipe.seed),
         }
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             loader = DataLoader(self.train_dataset, batch_size=self.recipe.device_batch_size, **options)
@@ -145,9 +147,11 @@ class DiffusionTrainer(Trainer):
 
     def _explain_loss(self, loss: float, numbers: torch.Tensor | None) -> str:
         data = self.train_dataset if self.model.training else self.eval_dataset
-        names = []
-        for number in [] if numbers is None else numbers.tolist():
-            names.append(data[number].source if number >= 0 and hasattr(data, "__getitem__") else f"sample {number}")
+        counted = not isinstance(data, torch.utils.data.IterableDataset)
+        names = [
+            data[number].source if counted and number >= 0 else f"sample {number}"
+            for number in ([] if numbers is None else numbers.tolist())
+        ]
         last = last_checkpoint(Path(self.args.output_dir))
         kept = f"{last} stays" if last else "no checkpoint was written before"
         samples = ", ".join(names) or "unnumbered samples"

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .adapter_fit import write_base
 from .cards import render_card
 from .files import new_folder, write_text
@@ -54,18 +56,36 @@ def write_result(
     """
     state = _gathered(trainer, recipe) if trainer.sharded else None
     if trainer.is_world_process_zero():
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        with new_folder(folder, replace=True) as scratch:
-            if recipe.lora is not None:
-                model.peft_config[model.active_adapter].base_model_name_or_path = _lasting(prepared.source)
-                model.save_pretrained(scratch, state_dict=state)
-                write_base(prepared.base, scratch)
-            else:
-                _write_model(model, prepared, state, scratch)
-            write_text(scratch / RECIPE, recipe.to_json())
-            write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
-        write_text(folder / "README.md", str(render_card(folder)))
+        try:
+            _write(folder, trainer, prepared, recipe, state, metrics)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{folder} could not be written: {error}. The checkpoints stay; make room and repeat the command, "
+                "which will go on from there"
+            ) from error
     trainer.accelerator.wait_for_everyone()
+
+
+def _write(
+    folder: Path,
+    trainer: DiffusionTrainer,
+    prepared: Prepared,
+    recipe: Recipe,
+    state: dict[str, Any] | None,
+    metrics: dict[str, Any],
+) -> None:
+    """Adapter or model with all that goes beside it."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    with new_folder(folder, replace=True) as scratch:
+        if recipe.lora is not None:
+            model.peft_config[model.active_adapter].base_model_name_or_path = _lasting(prepared.source)
+            model.save_pretrained(scratch, state_dict=state)
+            write_base(prepared.base, scratch)
+        else:
+            _write_model(model, prepared, state, scratch)
+        write_text(scratch / RECIPE, recipe.to_json())
+        write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_text(folder / "README.md", str(render_card(folder)))
 
 
 def _gathered(trainer: DiffusionTrainer, recipe: Recipe) -> dict[str, Any]:
