@@ -157,6 +157,12 @@ def test_patterns_that_find_nothing_or_too_much_are_refused(targets, message, bu
         lora_targets(bundled, Lora(targets=targets))
 
 
+def test_an_adapter_inside_a_part_that_trains_whole_is_refused(bundled):
+    recipe = replace(RECIPES["lora"], lora=Lora(targets=r".*\.linear_2"))
+    with pytest.raises(ValueError, match=r'linear_2, of a part that is trained whole; take "projector" out of trains'):
+        expected_trainable(bundled, recipe)
+
+
 def test_an_unexpected_gradient_is_found(model):
     recipe = Recipe(name="mine", description="", trains=("projector",))
     expected = expected_trainable(model, recipe)

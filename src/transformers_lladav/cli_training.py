@@ -85,6 +85,7 @@ def fine_tune(
     dry_run: DryRunOption = False,
     trust_remote_code: CodeOption = False,
 ) -> None:
+    """Train by the recipe that the command is named after."""
     recipe = _recipe(str(context.info_name), config, change)
     _check_choices(report_to, device)
     with loading(show=False):

@@ -1,5 +1,6 @@
 """Try a run out before it is begun: one step on its longest samples, memory and time, and nothing written."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,16 @@ def try_out(run: Any) -> Tried:
         begun = time.perf_counter()
         loss = _step(trainer, optimizer, dict(inputs))
         seconds = time.perf_counter() - begun
-    tokens = int(inputs["input_ids"].shape[1])
-    tiles = len(inputs.get("pixel_values", ()))
-    computed = estimate(run.prepared.bare.config, run.recipe, tokens * len(inputs["input_ids"]), tiles)
+    rows, tokens = inputs["input_ids"].shape
+    computed = estimate(
+        run.prepared.bare.config,
+        run.recipe,
+        tokens,
+        math.ceil(len(inputs.get("pixel_values", ())) / rows),
+        devices=run.schedule.devices,
+        sharded=trainer.sharded,
+        precision=run.prepared.precision,
+    )
     return Tried(
         loss=loss,
         tokens=tokens,

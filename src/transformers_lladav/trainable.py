@@ -106,7 +106,7 @@ def expected_trainable(model: nn.Module, recipe: Recipe) -> set[str]:
         Names as the prepared model has them.
 
     Raises:
-        ValueError: if the recipe's adapters match nothing.
+        ValueError: if the recipe's adapters match nothing, or layers that are trained whole.
     """
     own = {
         name
@@ -115,11 +115,16 @@ def expected_trainable(model: nn.Module, recipe: Recipe) -> set[str]:
     }
     if recipe.lora is None:
         return own
+    layers = lora_targets(model, recipe.lora)
+    if both := [layer for layer in layers if part_of(f"{layer}.weight") in recipe.trains]:
+        raise ValueError(
+            f"lora.targets={recipe.lora.targets!r} matches {both[0]}, of a part that is trained whole; take "
+            f'"{part_of(both[0] + ".weight")}" out of trains={list(recipe.trains)}, or make the pattern narrower'
+        )
     saved = {PEFT_PREFIX + _in_saved_module(name) for name in own}
     kinds = ["lora_A.{}.weight", "lora_B.{}.weight"]
     if recipe.lora.dora:
         kinds.append("lora_magnitude_vector.{}.weight")
-    layers = lora_targets(model, recipe.lora)
     return saved | {f"{PEFT_PREFIX}{layer}.{kind.format(ADAPTER)}" for layer in layers for kind in kinds}
 
 
