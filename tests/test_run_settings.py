@@ -224,7 +224,11 @@ EFFECTS = {
     "group_by_length": (True, lambda t: widest(t), True),
     "checkpoint_every": (3, lambda t: (t.args.save_steps, t.args.eval_steps), (3, 3)),
     "eval_answers": (2, lambda t: len(t.questions), 2),
-    "best_by": ("exact_match", lambda t: (t.args.metric_for_best_model, t.args.greater_is_better), ("eval_exact_match", True)),
+    "best_by": (
+        "exact_match",
+        lambda t: (t.args.metric_for_best_model, t.args.greater_is_better),
+        ("eval_exact_match", True),
+    ),
     "patience": (3, lambda t: patience(t), [3]),
     "seed": (1, lambda t: t.data_collator.seed == t.eval_collator.seed == t.args.seed == 1, True),
 }  # fmt: skip

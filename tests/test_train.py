@@ -153,7 +153,7 @@ def test_all_steps_were_done_and_the_product_is_missing(data, tmp_path, monkeypa
 def test_a_finished_run_is_left_alone(data, uninterrupted):
     files = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
     outcome = train(settings_of(data, uninterrupted), quick_recipe())
-    assert (outcome.product, outcome.step) == (uninterrupted / "adapter", STEPS)
+    assert (outcome.product, outcome.step, outcome.earlier) == (uninterrupted / "adapter", STEPS, True)
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()} == files
 
 
@@ -530,7 +530,16 @@ def test_no_logs_for_tensorboard_if_not_wanted(uninterrupted):
     assert not (uninterrupted / "logs").exists()
 
 
-def test_tensorboard_is_missing(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install 'transformers_lladav\[train\]', or pass --report-to none"):
-        train(settings_of(data, tmp_path / "run", report_to="tensorboard"), quick_recipe())
+@pytest.mark.parametrize(
+    ("package", "report_to", "message"),
+    [
+        ("tensorboard", "tensorboard", r"pip install 'transformers_lladav\[train\]', or pass --report-to none"),
+        ("wandb", "wandb", r"pip install wandb, or pass --report-to none"),
+        ("accelerate", "none", r"fine-tuning: accelerate is missing; pip install 'transformers_lladav\[train\]'"),
+    ],
+)
+def test_packages_that_are_missing(package, report_to, message, data, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ImportError, match=message):
+        train(settings_of(data, tmp_path / "run", report_to=report_to), quick_recipe())

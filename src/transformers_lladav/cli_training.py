@@ -216,7 +216,8 @@ def _train(run: Any) -> None:
     if "eval_exact_match" in outcome.metrics:
         out.print(f"Held-out answers right to the letter: {outcome.metrics['eval_exact_match']:.1%}")
     option = "--adapter" if run.recipe.lora is not None else "--model"
-    out.print(Text(f"Written to {outcome.product}; try: lladav ask PICTURE QUESTION {option} {outcome.product}"))
+    what = "This run had ended before; its result is in" if outcome.earlier else "Written to"
+    out.print(Text(f"{what} {outcome.product}; try: lladav ask PICTURE QUESTION {option} {outcome.product}"))
 
 
 def _figures(record: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """A training run: model, data and recipe in; checkpoints, figures and a folder to use out. Repeating it goes on."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -146,12 +147,14 @@ class Outcome:
         metrics: figures of what it ends with.
         step: the last step.
         interrupted: name of the signal that stopped it, if one did.
+        earlier: whether it had ended before, so that there was nothing to do.
     """
 
     product: Path | None
     metrics: dict[str, Any]
     step: int
     interrupted: str | None = None
+    earlier: bool = False
 
 
 class Run:
@@ -177,6 +180,7 @@ class Run:
     def __init__(
         self, settings: RunSettings, recipe: Recipe, on_progress: Callable[[str], Progress] | None = None
     ) -> None:
+        _check_packages(settings.report_to)
         from accelerate import PartialState
 
         self.settings, self.recipe = settings, recipe
@@ -251,7 +255,8 @@ class Run:
             remove_broken_checkpoints(folder / CHECKPOINTS)
         self.state.wait_for_everyone()
         if is_finished(folder) and (product / METRICS).is_file():
-            return Outcome(product, json.loads((product / METRICS).read_text(encoding="utf-8")), self.schedule.steps)
+            metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
+            return Outcome(product, metrics, self.schedule.steps, earlier=True)
         stop = StopOnSignal(self._any_process)
         callbacks = [Report(folder, on_step, on_figures), stop, *(_tensorboard(self.settings) if self.is_main else [])]
         trainer = self.trainer(callbacks)
@@ -285,16 +290,23 @@ def is_sharded() -> bool:
     )
 
 
+def _check_packages(report_to: str) -> None:
+    """Find out before anything is loaded whether all that a run needs is installed."""
+    train = "'transformers_lladav[train]'"
+    needed = {"accelerate": ("fine-tuning", train, "")}
+    other = ", or pass --report-to none (log.jsonl has all figures in any case)"
+    needed |= {"tensorboard": {"tensorboard": ("logs for TensorBoard", train, other)},
+               "wandb": {"wandb": ("logs for wandb", "wandb", other)}}.get(report_to, {})  # fmt: skip
+    for package, (what, install, instead) in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{what}: {package} is missing; pip install {install}{instead}")
+
+
 def _tensorboard(settings: RunSettings) -> list[Any]:
     """Logs for TensorBoard beside the checkpoints, unless something else was asked for."""
     if settings.report_to != "tensorboard":
         return []
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "logs for TensorBoard need it: pip install 'transformers_lladav[train]', or pass --report-to none"
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(settings.output / "logs")))]

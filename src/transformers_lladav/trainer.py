@@ -162,7 +162,7 @@ class DiffusionTrainer(Trainer):
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer does it, but a run that is taken up evaluates what it had no time for, and goes no step too far."""
+        """As Trainer does it, but a run that is taken up makes up for an evaluation, and goes no step too far."""
         if self._evaluation_is_missing():
             self._determine_best_metric(metrics=self.evaluate(), trial=None)
         stops = [call for call in self.callback_handler.callbacks if isinstance(call, EarlyStoppingCallback)]
@@ -202,6 +202,8 @@ class DiffusionTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer does it, but a checkpoint counts only once it is whole, and older ones go only after that."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # Processes look for the folder of the best checkpoint, each for itself, before sharded weights make it.
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:

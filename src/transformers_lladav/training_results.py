@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from .adapter_fit import write_base
 from .cards import render_card
 from .files import new_folder, write_text
-from .publishing import save_checkpoint
+from .publishing import save_checkpoint, write_config
 from .recipes import Recipe
 from .trainer import DiffusionTrainer
 from .training_model import Prepared
@@ -102,8 +102,10 @@ def _write_model(model: Any, prepared: Prepared, state: dict[str, Any] | None, f
     """A complete checkpoint, in the type it was loaded from."""
     state = model.state_dict() if state is None else state
     stored = {name: tensor.to(prepared.stored_dtype) for name, tensor in state.items()}
-    model.config.dtype = prepared.stored_dtype
     save_checkpoint(model, prepared.processor, folder, state_dict=stored)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.dtype = prepared.stored_dtype  # save_pretrained names the type in memory
+    write_config(model.config, folder)
 
 
 def _lasting(source: str) -> str:
