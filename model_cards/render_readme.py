@@ -195,11 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     text = README.read_text(encoding="utf-8")
     fresh = render(text)
+    stale = [name for name in PLOTS if f"assets/{name}.png" in text and not plot_is_fresh(name)]
     if options.check:
-        return 0 if fresh == text and all(map(plot_is_fresh, PLOTS)) else 1
-    for name, draw in PLOTS.items():
-        if not plot_is_fresh(name):
-            draw(read_result(name), ASSETS / f"{name}.png", plot_mark(name))
+        return 0 if fresh == text and not stale else 1
+    for name in stale:
+        PLOTS[name](read_result(name), ASSETS / f"{name}.png", plot_mark(name))
     README.write_text(fresh, encoding="utf-8")
     return 0
 

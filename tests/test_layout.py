@@ -131,6 +131,7 @@ MAY_IMPORT = {
     "noise": {"diffusion_lladav"},
     "packing": set(),
     "samples": set(),
+    "launching": set(),
     "lengths": {"data", "media", "plain_prompt", "prompt_view", "record_files", "samples"},
     "plain_prompt": {"diffusion_lladav"},
     "collation": {"diffusion_lladav", "labels", "media", "noise", "packing", "plain_prompt", "samples"},

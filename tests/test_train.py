@@ -1,6 +1,7 @@
 """Whole runs: taken up after every kind of end they equal a run that was never interrupted, to the bit."""
 
 import errno
+import importlib.util
 import os
 import resource
 import shutil
