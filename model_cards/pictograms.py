@@ -1,6 +1,6 @@
 """Pictures of emoji with questions about them: a world that the bundled checkpoint has never seen.
 
-A picture shows one pictogram anywhere, or two in cells of a 2 x 2 grid, on a plain background, at random place, size
+A picture shows one pictogram or two in cells of a 2 x 2 grid, on a plain background, at random place in the cell, size
 and rotation. Everything follows from the split and a number, as in `transformers_lladav.scenes`. Pictures of different
 splits are different draws; the pairs of pictograms in `HELD_OUT_PAIRS` are together in no picture of the training
 split, and in every picture of the split "unseen_pairs".
@@ -59,8 +59,7 @@ BACKGROUNDS = {
 }
 SPLITS = ("train", "validation", "test", "unseen_pairs")
 MAX_ROTATION = 20.0
-ALONE_SIZES = (0.55, 0.9)  # of the side of the picture
-CELL_SIZES = (0.36, 0.46)
+SIZES = (0.36, 0.46)  # of the side of the picture; a cell has half of it
 SIDE = 64
 
 
@@ -70,7 +69,7 @@ class Placed:
 
     Attributes:
         name: a key of `PICTOGRAMS`.
-        place: the cell, such as "top left", or "" for one that is alone.
+        place: the cell, such as "top left".
         x: its middle, as a share of the side.
         y: its middle, as a share of the side.
         size: its longer side before it is turned, as a share of the side.
@@ -120,10 +119,9 @@ def make_scene(split: str, index: int) -> PictogramScene:
 
 
 def _place(rng: random.Random, name: str, place: str) -> Placed:
-    size = rng.uniform(*(CELL_SIZES if place else ALONE_SIZES))
-    room = (0.5 if place else 1.0) - size
-    row, column = divmod(scenes.PLACES.index(place), 2) if place else (0, 0)
-    x, y = (0.5 * cell + size / 2 + rng.uniform(0, room) for cell in (column, row))
+    size = rng.uniform(*SIZES)
+    row, column = divmod(scenes.PLACES.index(place), 2)
+    x, y = (0.5 * cell + size / 2 + rng.uniform(0, 0.5 - size) for cell in (column, row))
     return Placed(name, place, x, y, size, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
 
 
@@ -185,7 +183,8 @@ def questions(scene: PictogramScene) -> Iterator[scenes.Question]:
         scene: what is asked about.
 
     Yields:
-        What a lone pictogram is; of two, what is in each place, empty ones included, where each is; how many.
+        What a lone pictogram is, what is in each place, where each pictogram is, how many there are, and what is in
+        the whole grid.
     """
     found = {item.place: item.name for item in scene.items}
     if len(scene.items) == 1:

@@ -110,7 +110,7 @@ def data(tmp_path_factory):
             record["image"] = f"{number}.png"
         records.append(json.dumps(record))
     (folder / "train.jsonl").write_text("\n".join(records) + "\n")
-    (folder / "held_out.jsonl").write_text("\n".join(records[:6]) + "\n")
+    (folder / "held_out.jsonl").write_text("\n".join(records[:5]) + "\n")  # odd: dealt out to two unevenly
     return folder
 
 

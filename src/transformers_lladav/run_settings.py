@@ -151,7 +151,8 @@ def training_arguments(
         output_dir=str(settings.output / CHECKPOINTS),
         max_steps=schedule.steps,
         per_device_train_batch_size=recipe.device_batch_size,
-        per_device_eval_batch_size=recipe.device_batch_size,
+        # Processes get as many batches each; batches of one are told apart from those that are there twice for it.
+        per_device_eval_batch_size=recipe.device_batch_size if schedule.devices == 1 else 1,
         gradient_accumulation_steps=schedule.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
