@@ -185,6 +185,8 @@ def test_noise_drawn_here_is_that_which_the_forward_pass_draws(key, processor, t
 OPTIONS = {
     "plain": {},
     "answers only": {"answers_only": True},
+    "canvas": {"answer_canvas": 32},
+    "canvas and views": {"answer_canvas": 32, "complementary": True, "answers_only": True},
     "padding": {"train_on_padding": True},
     "turns": {"conversation_mask": True},
     "complementary": {"complementary": True},
@@ -266,10 +268,45 @@ def test_padding_is_learned_when_asked_for_as_if_pictures_were_single_tokens(pro
 
 def test_only_answers_are_learned_when_asked_for(processor):
     everything, answers = (Collator(processor, answers_only=only).prepare(SHORT) for only in (False, True))
-    start = int((everything.labels == 10450).nonzero()[0]) - 2  # the answer's header
+    start = int((everything.labels == 17).nonzero()[0])  # the first word of the answer
     assert torch.equal(answers.labels[start:], everything.labels[start:])
     assert (answers.labels[:start] == IGNORED).all()
-    assert (everything.labels[:start] != IGNORED).sum() == 7  # the start, and three of each message
+    # The start, three of each message before, and the answer's header: both ends, a role of two tokens, two line feeds.
+    assert (everything.labels[:start] != IGNORED).sum() == 7 + 6
+
+
+@pytest.mark.parametrize("canvas", [1, 4, 16])
+def test_a_canvas_is_filled_up_with_ends_that_count_little(canvas, processor):
+    bare, row = (Collator(processor, answers_only=True, answer_canvas=size).prepare(SHORT) for size in (None, canvas))
+    words = int((bare.labels != IGNORED).sum())  # of the answer, with its end
+    assert row.ends == -words % canvas
+    assert torch.equal(row.input_ids[: len(bare)], bare.input_ids)
+    assert torch.equal(row.labels[: len(bare)], bare.labels)
+    end = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert (row.input_ids[len(bare) :] == end).all()
+    assert (row.labels[len(bare) :] == end).all()
+    # Everything hidden, at p = 1: a token of the answer weighs ten times an end, and all of them one.
+    collator = Collator(processor, answers_only=True, answer_canvas=canvas)
+    (noised,) = collator.add_noise(row, Noise(torch.ones(1), torch.zeros(1, len(row))))
+    weights = noised.loss_weights[noised.labels != IGNORED]
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[:words] == pytest.approx([1 / (words + 0.1 * row.ends)] * words)
+    assert weights[words:] == pytest.approx([0.1 / (words + 0.1 * row.ends)] * row.ends)
+
+
+def test_a_canvas_ends_where_a_sample_has_to(processor):
+    length = len(Collator(processor).prepare(SHORT)) + 3
+    assert len(Collator(processor, answer_canvas=64, max_length=length).prepare(SHORT)) == length
+
+
+def test_only_an_answer_that_ends_gets_a_canvas(processor):
+    asked = {**SHORT, "messages": SHORT["messages"][:-1]}
+    cut = len(Collator(processor).prepare(SHORT)) - 1
+    for row in (
+        Collator(processor, answer_canvas=64).prepare(asked),
+        Collator(processor, answer_canvas=64, max_length=cut).prepare(SHORT),
+    ):
+        assert row.ends == 0
 
 
 def test_placeholders_and_unlabelled_tokens_are_never_hidden(processor):
@@ -398,6 +435,15 @@ def test_what_cannot_be_used_is_named(processor):
         (
             {"prompt": "plain", "answers_only": True},
             'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out',
+        ),
+        ({"answer_canvas": 0}, "answer_canvas=0; a canvas holds at least one token: pass more, or None"),
+        (
+            {"answer_canvas": 8, "train_on_padding": True},
+            "answer_canvas=8 and train_on_padding=True both learn what comes after: choose one",
+        ),
+        (
+            {"prompt": "plain", "answer_canvas": 8},
+            'answer_canvas=8 has no meaning with prompt="plain", which has no end; leave it out',
         ),
         ({"max_length": 0}, "max_length=0; a sample has at least one token: pass more, or None"),
         ({"packing": True}, "packing=True needs max_length, the tokens that a row holds; pass max_length=4096"),

@@ -77,9 +77,7 @@ def test_right_is_right_to_the_letter(text, right):
 def test_answers_are_those_of_generate_one_by_one(model, processor, examples):
     """Each alone with a canvas of the same length, in the order of the questions."""
     questions = choose_questions(examples, processor.tokenizer, 8)
-    replies = answer_questions(
-        model, processor, questions, batch_size=3, image_separator="", max_new_tokens=32, block_length=32
-    )
+    replies = answer_questions(model, processor, questions, batch_size=3, max_new_tokens=32, block_length=32)
     assert [reply.question for reply in replies] == questions
     for reply in replies:
         inputs = processor.apply_chat_template(
@@ -96,8 +94,8 @@ def test_answers_are_those_of_generate_one_by_one(model, processor, examples):
 def test_the_bundled_checkpoint_counts_shapes_it_has_not_seen(model, processor, examples):
     questions = choose_questions(examples, processor.tokenizer, 8)
     counts = [question for question in questions if question.answer in scenes.NUMBER_WORDS]
-    replies = answer_questions(model, processor, counts, image_separator="")
+    replies = answer_questions(model, processor, counts)
     assert len(replies) >= 2
     assert all(reply.right for reply in replies)
     swapped = [HeldOutQuestion(reply.question.prompt, "four", "x") for reply in replies]
-    assert not any(reply.right for reply in answer_questions(model, processor, swapped, image_separator=""))
+    assert not any(reply.right for reply in answer_questions(model, processor, swapped))

@@ -23,6 +23,8 @@ def test_the_stages_are_those_of_the_paper(name):
     assert (recipe.epochs, recipe.schedule, recipe.warmup_ratio, recipe.weight_decay) == (1.0, "cosine", 0.03, 0.0)
     assert (recipe.precision, recipe.gradient_checkpointing) == ("bf16", True)
     assert recipe.trains == (("projector",) if name == "stage1" else PARTS)
+    assert (recipe.image_separator, recipe.answers_only, recipe.answer_canvas) == ("\n", False, None)
+    assert recipe.train_on_padding
     assert recipe.prompt == ("plain" if name == "stage1" else "chat")
 
 
@@ -46,9 +48,11 @@ def test_recipes_are_found_by_name():
         ({"lora": Lora(), "quantization": "nf4", "precision": "fp32"}, "computes in half precision"),
         ({"global_batch_size": 10, "device_batch_size": 4}, "not a multiple of device_batch_size=4; pass .*size=8"),
         ({"global_batch_size": 2, "device_batch_size": 4}, "pass global_batch_size=4"),
-        ({"packing": True, "train_on_padding": True}, "packing=True leaves no padding"),
-        ({"prompt": "plain"}, "pass eval_answers=0, not 64"),
-        ({"prompt": "plain", "eval_answers": 0, "answers_only": True}, "has no messages"),
+        ({"packing": True, "train_on_padding": True, "answer_canvas": None}, "packing=True leaves no padding"),
+        ({"prompt": "plain", "answers_only": False, "answer_canvas": None}, "pass eval_answers=0, not 64"),
+        ({"prompt": "plain", "eval_answers": 0}, "has no messages for answers_only=True and answer_canvas=64; pass"),
+        ({"train_on_padding": True}, "both learn what comes after an answer; pass answer_canvas=null"),
+        ({"answer_canvas": 0}, "answer_canvas=0; pass at least 1"),
         ({"best_by": "exact_match", "eval_answers": 0}, "pass eval_answers=64"),
         ({"learning_rate": 0.0}, r"learning_rate=0\.0; pass more than 0"),
         ({"learning_rate": math.nan}, "learning_rate=nan; pass more than 0"),

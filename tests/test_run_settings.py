@@ -168,6 +168,17 @@ def first_batch(trainer):
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
+# Of the system's and the user's message.
+STRUCTURE = "<|startoftext|>" + 2 * "<|start_header_id|><|end_header_id|><|eot_id|>"
+
+
+def after_picture(trainer):
+    """What stands after the first sample's picture, before its question."""
+    ids = trainer.data_collator.prepare(trainer.train_dataset[0]).input_ids
+    end = int((ids == trainer.processor.image_token_id).nonzero()[-1]) + 1
+    return trainer.processor.tokenizer.decode(ids[end : end + 1]).replace("Des", "")
+
+
 def learnable(trainer):
     """What of the first sample can be hidden."""
     labels = trainer.data_collator.prepare(trainer.train_dataset[0]).labels
@@ -216,7 +227,9 @@ EFFECTS = {
     "gradient_checkpointing": (True, checkpointed, True),
     "compile": (True, lambda t: t.args.torch_compile, True),
     "prompt": ("plain", lambda t: learnable(t), "a red square at the top right\n"),
-    "answers_only": (True, lambda t: learnable(t), HEADER + "a red square at the top right<|eot_id|>"),
+    "image_separator": ("\n", lambda t: after_picture(t), "\n"),
+    "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + "a red square at the top right<|eot_id|>"),
+    "answer_canvas": (6, lambda t: learnable(t), "a red square at the top right" + 5 * "<|eot_id|>"),
     "train_on_padding": (True, lambda t: filled(t), True),
     "conversation_mask": (True, lambda t: "conversation_ids" in first_batch(t), True),
     "complementary": (True, rows, 8),
@@ -237,7 +250,14 @@ ELSEWHERE = {
     "quantization",  # tests/test_quantization.py
     "keep_checkpoints",  # tests/test_train.py
 }  # fmt: skip
-TOGETHER = {"prompt": {"eval_answers": 0}, "best_by": {"eval_answers": 2}, "packing": {"max_length": 2000}}
+TOGETHER = {
+    "prompt": {"eval_answers": 0, "answers_only": False, "answer_canvas": None},
+    "best_by": {"eval_answers": 2},
+    "packing": {"max_length": 2000},
+    "answers_only": {"answer_canvas": None},
+    "train_on_padding": {"answer_canvas": None},
+    "group_by_length": {"answer_canvas": None},  # lengths are those of the words
+}
 
 
 def filled(trainer):

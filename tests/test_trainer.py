@@ -34,7 +34,9 @@ def run(tmp_path_factory):
 
 def by_hand(run):
     """The loss of each held-out sample at its fixed noise."""
-    collate = Collator(run.prepared.processor, seed=run.recipe.seed, fixed_noise=True)
+    collate = Collator(
+        run.prepared.processor, answers_only=True, answer_canvas=64, image_separator="", fixed_noise=True
+    )
     samples = Numbered(run.data.held_out)
     model = run.prepared.model.eval()
     with torch.no_grad():

@@ -70,15 +70,13 @@ def test_what_is_loaded_is_what_was_asked_for():
 
 def test_an_adapter_s_first_weights_are_those_of_the_seed():
     def first(seed):
-        torch.manual_seed(99 + seed)
+        torch.seed()  # whatever was drawn before
         prepared = load_for_training(BUNDLED, quick_recipe(seed=seed), CPU)
         name = next(name for name in trained_names(prepared.model) if "lora_A" in name)
         return prepared.model.get_parameter(name).detach().clone()
 
     one, again, other = first(0), first(0), first(1)
-    torch.manual_seed(7)
     assert torch.equal(one, again)
-    assert torch.equal(first(0), one)
     assert not torch.equal(one, other)
 
 

@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
-from .labels import PromptIds, conversation_ids, label_tokens, message_spans
+from .labels import PromptIds, conversation_ids, label_tokens, message_spans, text_start
 from .media import load_videos
 from .noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
 from .plain_prompt import Prompt, caption_start, label_plain, plain_chat, template_options
 from .samples import field_of
 
+# What a token that only fills a canvas up counts, next to one of an answer.
+END_WEIGHT = 0.1
 TEXT_INPUTS = ("input_ids", "attention_mask")
 MEDIA_INPUTS = ("pixel_values", "pixel_values_videos")
 NO_NUMBER = -1
@@ -38,6 +40,7 @@ class Row:
         media: pictures and videos, as the model takes them.
         name: what messages call the sample.
         number: epoch and index, None if it has none.
+        ends: how many tokens at its end are there to fill a canvas up.
     """
 
     input_ids: torch.Tensor
@@ -47,6 +50,7 @@ class Row:
     media: dict[str, torch.Tensor]
     name: str
     number: tuple[int, int] | None
+    ends: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -69,6 +73,9 @@ class Collator:
         answers_only: learn nothing outside the assistant's messages; see `label_tokens`.
         train_on_padding: learn padding as well, as the official training does: rows are filled up as if every
             picture was a single token. What is then missing to the longest row is padding that is not learned.
+        answer_canvas: fill a sample's last answer up with end tokens to a multiple of so many tokens, as `generate`
+            writes it, so that the number of masks does not tell how long it is (LLaDA, arXiv:2502.09992, section 2.3,
+            learns ends in the same way). Each counts `END_WEIGHT` of an answer's token.
         conversation_mask: let no turn see a later one.
         complementary: two rows per sample, which hide every learnable token once; see `complementary_views`.
         fixed_noise: for evaluation: the same noise in every epoch, with levels spread evenly over the samples.
@@ -91,6 +98,7 @@ class Collator:
     too_long: Literal["error", "drop"] = "error"
     answers_only: bool = False
     train_on_padding: bool = False
+    answer_canvas: int | None = None
     conversation_mask: bool = False
     complementary: bool = False
     fixed_noise: bool = False
@@ -109,6 +117,8 @@ class Collator:
             raise ValueError("packing=True needs max_length, the tokens that a row holds; pass max_length=4096")
         if self.packing and self.train_on_padding:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
+        if self.answer_canvas is not None:
+            self._check_canvas(self.answer_canvas)
         if self.prompt not in ("chat", "plain"):
             raise ValueError(f'prompt={self.prompt!r}; choose "chat" or "plain"')
         if self.prompt == "plain" and self.answers_only:
@@ -116,6 +126,18 @@ class Collator:
                 'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out'
             )
         self.ids = PromptIds.from_processor(self.processor)
+
+    def _check_canvas(self, canvas: int) -> None:
+        if canvas < 1:
+            raise ValueError(f"answer_canvas={canvas}; a canvas holds at least one token: pass more, or None")
+        if self.train_on_padding:
+            raise ValueError(
+                f"answer_canvas={canvas} and train_on_padding=True both learn what comes after: choose one"
+            )
+        if self.prompt == "plain":
+            raise ValueError(
+                f'answer_canvas={canvas} has no meaning with prompt="plain", which has no end; leave it out'
+            )
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -171,7 +193,7 @@ class Collator:
                 raise ValueError(f'{name} {problem}; raise max_length, shorten it, or pass too_long="drop"')
             input_ids = input_ids[: self.max_length]
         index, epoch = field_of(example, "index"), field_of(example, "epoch")
-        return Row(
+        row = Row(
             input_ids=input_ids,
             labels=(
                 label_plain(input_ids, self.ids.placeholders)
@@ -184,6 +206,17 @@ class Collator:
             name=name,
             number=None if index is None else (epoch or 0, index),
         )
+        return row if self.answer_canvas is None else self._on_canvas(row, self.answer_canvas)
+
+    def _on_canvas(self, row: Row, canvas: int) -> Row:
+        """Fill the last answer up with ends, as far as there is room."""
+        last = list(message_spans(row.input_ids, self.ids))[-1:]
+        if not last or last[0].role != self.ids.assistant or int(row.input_ids[-1]) != self.ids.end:
+            return row  # somebody else has the last word, or it was cut
+        count = -(last[0].end - text_start(row.input_ids, last[0], self.ids)) % canvas
+        if self.max_length is not None:
+            count = min(count, self.max_length - len(row))
+        return _extended(row, torch.full((count,), self.ids.end), ends=count)
 
     def _model_inputs(self, messages: list[dict[str, Any]]) -> Any:
         """What the processor makes of a chat."""
@@ -229,17 +262,7 @@ class Collator:
         lengths = [_length_unexpanded(row, self.ids.placeholders) for row in rows]
         filled = []
         for row, length in zip(rows, lengths, strict=True):
-            padding = torch.full((max(lengths) - length,), self.ids.padding)
-            turns = row.turns[-1:].expand(len(padding))
-            filled.append(
-                replace(
-                    row,
-                    input_ids=torch.cat([row.input_ids, padding]),
-                    labels=torch.cat([row.labels, padding]),
-                    loss_weights=torch.cat([row.loss_weights, torch.zeros(len(padding))]),
-                    turns=torch.cat([row.turns, turns]),
-                )
-            )
+            filled.append(_extended(row, torch.full((max(lengths) - length,), self.ids.padding)))
         return filled
 
     def noise_of(self, row: Row) -> Noise:
@@ -279,8 +302,9 @@ class Collator:
             if self.complementary
             else (hide_tokens(*given, *noise, *tokens),)
         )
+        scale = _end_weights(row)
         return [
-            replace(row, input_ids=view.input_ids[0], labels=view.labels[0], loss_weights=view.loss_weights[0])
+            replace(row, input_ids=view.input_ids[0], labels=view.labels[0], loss_weights=view.loss_weights[0] * scale)
             for view in views
         ]
 
@@ -348,6 +372,28 @@ class Collator:
                 for name, tensor in row.media.items():
                     media.setdefault(name, []).append(tensor)
         return batch | {name: torch.cat(tensors) for name, tensors in media.items()}
+
+
+def _extended(row: Row, tokens: torch.Tensor, ends: int = 0) -> Row:
+    """A clean row with more tokens at its end, which are learned."""
+    return replace(
+        row,
+        input_ids=torch.cat([row.input_ids, tokens]),
+        labels=torch.cat([row.labels, tokens]),
+        loss_weights=torch.cat([row.loss_weights, torch.zeros(len(tokens))]),
+        turns=torch.cat([row.turns, row.turns[-1:].expand(len(tokens))]),
+        ends=ends,
+    )
+
+
+def _end_weights(row: Row) -> torch.Tensor:
+    """What the weights of a row are multiplied with, so that ends count little and all of them still sum to one."""
+    scale = torch.ones(len(row))
+    if row.ends:
+        scale[-row.ends :] = END_WEIGHT
+        learned = scale[row.labels != IGNORE_INDEX]
+        scale = scale * (len(learned) / learned.sum())
+    return scale
 
 
 def _with_frames(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from .media import load_videos
 
 # Longer answers have too many right wordings for exact match to say anything.
 LONGEST_ANSWER = 128
+CANVAS_UNIT = 8
 
 
 @dataclass(frozen=True)
@@ -75,24 +76,26 @@ def answer_questions(
     processor: Any,
     questions: Sequence[HeldOutQuestion],
     batch_size: int = 8,
-    image_separator: str = "\n",
     **settings: Any,
 ) -> list[HeldOutReply]:
-    """Generate the answers, in exact mode unless the settings say otherwise.
+    """Generate the answers, from prompts as users will write them, in exact mode unless the settings say otherwise.
 
     Args:
         model: a LLaDA-V, or a PEFT model around one, in evaluation mode.
         processor: its processor.
         questions: from `choose_questions`.
         batch_size: questions answered together.
-        image_separator: what stands between a picture and the text after it, as in training.
-        **settings: passed to `generate`; the canvas just holds the longest expected answer of a batch.
+        **settings: passed to `generate`. By default there is one canvas for all questions, of whole blocks, which
+            holds the longest expected answer: it does not tell how long an answer is.
 
     Returns:
         The replies, in order.
     """
     replies: list[HeldOutReply] = []
     frames = processor.image_processor.max_video_frames
+    longest = max((_token_count(question.answer, processor.tokenizer) for question in questions), default=0) + 1
+    unit = model.generation_config.block_length or CANVAS_UNIT
+    settings = {"max_new_tokens": -(-longest // unit) * unit, **settings}
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         inputs = processor.apply_chat_template(
@@ -100,13 +103,9 @@ def answer_questions(
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            image_separator=image_separator,
             processor_kwargs={"return_tensors": "pt", "padding": True},
         ).to(model.device)
-        length = max(_token_count(question.answer, processor.tokenizer) for question in batch) + 1  # and its end
-        output = model.generate(
-            **inputs, return_dict_in_generate=True, **{"max_new_tokens": length, "block_length": length, **settings}
-        )
+        output = model.generate(**inputs, return_dict_in_generate=True, **settings)
         texts = processor.tokenizer.batch_decode(output.answers, skip_special_tokens=True)
         replies += [HeldOutReply(question, text.strip()) for question, text in zip(batch, texts, strict=True)]
     return replies

@@ -26,6 +26,7 @@ class PromptIds:
         end: ends a message.
         user: what stands in the header of a user's message.
         assistant: what stands in the header of the assistant's.
+        line_feeds: tokens that can stand between a header and its text.
         padding: fills short rows.
         mask: hides tokens.
         placeholders: of pictures and videos.
@@ -37,6 +38,7 @@ class PromptIds:
     end: int
     user: tuple[int, ...]
     assistant: tuple[int, ...]
+    line_feeds: tuple[int, ...]
     padding: int
     mask: int
     placeholders: tuple[int, ...]
@@ -73,6 +75,9 @@ class PromptIds:
             end=found[END],
             user=role("user"),
             assistant=role("assistant"),
+            line_feeds=tuple(
+                i for text in ("\n", "\n\n") for i in tokenizer(text, add_special_tokens=False).input_ids
+            ),
             padding=found["padding token"],
             mask=found[processor.mask_token],
             placeholders=(processor.image_token_id, processor.video_token_id),
@@ -132,7 +137,9 @@ def label_tokens(input_ids: torch.Tensor, ids: PromptIds, answers_only: bool = F
     Args:
         input_ids: (length,), one prompt without padding, pictures as one placeholder or expanded.
         ids: what to look for.
-        answers_only: learn nothing outside the assistant's messages.
+        answers_only: learn the text of the assistant's messages and its end, and nothing else. Headers are given
+            when an answer is generated; a model that has to guess them too hardly ever sees one with its whole answer
+            hidden.
 
     Returns:
         Labels of the same shape: the token where it is learned, -100 elsewhere and at placeholders.
@@ -143,10 +150,28 @@ def label_tokens(input_ids: torch.Tensor, ids: PromptIds, answers_only: bool = F
             learned |= input_ids == token_id
     for message in message_spans(input_ids, ids):
         if message.role == ids.assistant:
-            learned[message.start : message.end] = True
+            start = text_start(input_ids, message, ids) if answers_only else message.start
+            learned[start : message.end] = True
     for token_id in ids.placeholders:
         learned &= input_ids != token_id
     return torch.where(learned, input_ids, IGNORE_INDEX)
+
+
+def text_start(input_ids: torch.Tensor, message: MessageSpan, ids: PromptIds) -> int:
+    """Where the words of a message begin, after the line feeds that the template writes below a header.
+
+    Args:
+        input_ids: (length,), the prompt.
+        message: of it.
+        ids: what to look for.
+
+    Returns:
+        The position.
+    """
+    start = message.content
+    while start < message.end and int(input_ids[start]) in ids.line_feeds:
+        start += 1
+    return start
 
 
 def conversation_ids(input_ids: torch.Tensor, ids: PromptIds) -> torch.Tensor:

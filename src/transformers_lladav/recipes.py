@@ -73,7 +73,11 @@ class Recipe:
         gradient_checkpointing: compute activations again on the way back: a fifth of the memory for a third more time.
         compile: use `torch.compile`.
         prompt: "chat", or "plain" for picture and text without any template, as the paper's first stage has it.
-        answers_only: learn nothing outside the assistant's messages; officially headers are learned as well.
+        image_separator: what stands between a picture and the text after it. The official training has a line feed
+            there, which the official inference leaves out; the recipes of ours train what is asked afterwards.
+        answers_only: learn the assistant's words and their ends, and nothing else; officially headers are learned too.
+        answer_canvas: fill answers up with learned end tokens to a multiple of so many tokens, as `generate` writes
+            them; see `Collator`.
         train_on_padding: learn padding, as the official training does.
         conversation_mask: let no turn see a later one.
         complementary: two views per sample, which together hide every token once.
@@ -110,7 +114,9 @@ class Recipe:
     gradient_checkpointing: bool = True
     compile: bool = False
     prompt: Literal["chat", "plain"] = "chat"
-    answers_only: bool = False
+    image_separator: str = ""
+    answers_only: bool = True
+    answer_canvas: int | None = 64
     train_on_padding: bool = False
     conversation_mask: bool = False
     complementary: bool = False
@@ -127,7 +133,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
             _at_least(1, name, getattr(self, name))
-        for name in ("max_steps", "checkpoint_every", "patience"):
+        for name in ("max_steps", "checkpoint_every", "patience", "answer_canvas"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         for name in ("eval_answers", "weight_decay"):
@@ -168,8 +174,16 @@ class Recipe:
             )
         if self.packing and self.train_on_padding:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
-        if self.prompt == "plain" and self.answers_only:
-            raise ValueError('answers_only=True has no meaning with prompt="plain", which has no messages')
+        if self.answer_canvas is not None and self.train_on_padding:
+            raise ValueError(
+                f"answer_canvas={self.answer_canvas} and train_on_padding=True both learn what comes after an answer; "
+                "pass answer_canvas=null, or train_on_padding=false"
+            )
+        if self.prompt == "plain" and (self.answers_only or self.answer_canvas is not None):
+            raise ValueError(
+                f'prompt="plain" has no messages for answers_only={self.answers_only} and '
+                f"answer_canvas={self.answer_canvas}; pass answers_only=false and answer_canvas=null"
+            )
         if self.prompt == "plain" and self.eval_answers:
             raise ValueError(f'prompt="plain" asks nothing; pass eval_answers=0, not {self.eval_answers}')
         if self.best_by == "exact_match" and not self.eval_answers:
@@ -189,6 +203,9 @@ _STAGE = Recipe(
     vision_learning_rate=2e-6,
     global_batch_size=256,
     precision="bf16",
+    image_separator="\n",
+    answers_only=False,
+    answer_canvas=None,
     train_on_padding=True,
     data="MAmmoTH-VL, 10M single-image samples",
 )

@@ -132,6 +132,7 @@ def _measured(
         processor,
         recipe.max_length,
         prompt=recipe.prompt,
+        image_separator=recipe.image_separator,
         skip_bad=settings.skip_bad,
         on_progress=report("Counting tokens"),
     )

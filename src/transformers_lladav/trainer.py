@@ -57,7 +57,9 @@ class DiffusionTrainer(Trainer):
         self.questions, self.lengths = questions, lengths
         options: dict[str, Any] = {
             "max_length": recipe.max_length,
+            "image_separator": recipe.image_separator,
             "answers_only": recipe.answers_only,
+            "answer_canvas": recipe.answer_canvas,
             "prompt": recipe.prompt,
             "sample_numbers": True,
             "conversation_mask": recipe.conversation_mask,
@@ -193,7 +195,8 @@ class DiffusionTrainer(Trainer):
             if self.questions:  # every process answers all of them, so that sharded ones take the same steps
                 model = self.accelerator.unwrap_model(self.model)
                 with self.accelerator.autocast():
-                    replies = answer_questions(model, self.processor, self.questions, GENERATION_BATCH)
+                    together = max(GENERATION_BATCH, self.recipe.device_batch_size)
+                    replies = answer_questions(model, self.processor, self.questions, together)
                 output.metrics[f"{prefix}_exact_match"] = sum(reply.right for reply in replies) / len(replies)
         return output
 
