@@ -125,7 +125,8 @@ def test_a_cut_says_what_it_loses(processor):
     placeholders = (view.input_ids == processor.image_token_id).nonzero().flatten()
     assert view.widths[placeholders].tolist() == [730, 730]
     end = int(view.widths[: placeholders[1] + 1].sum())  # of the second picture
-    answer = int(view.widths[: (view.input_ids == parity.EOT).nonzero()[1] + 1].sum())  # begins after the question
+    # The answer begins after the question and its own header: both ends, two tokens of a role, two line feeds.
+    answer = int(view.widths[: (view.input_ids == parity.EOT).nonzero()[1] + 1].sum()) + 6
     lengths = (view.length, view.length - 1, answer + 1, answer, end, end - 1)
     assert [view.cut(length) for length in lengths] == [
         None,
@@ -298,7 +299,7 @@ def test_preview_shows_prompts_and_saves_the_pictures(file, here, tmp_path):
         "train.jsonl:2: id pair",
         "train.jsonl:4: id film",
     ]
-    assert "What is it?«<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA cup.<|eot_id|>»" in out
+    assert "What is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«A cup.<|eot_id|>»" in out
     assert "<image x " in out
     assert "<video x " in out
     assert "bad  train.jsonl:3: the line is not JSON" in err

@@ -271,7 +271,7 @@ def test_only_answers_are_learned_when_asked_for(processor):
     start = int((everything.labels == 17).nonzero()[0])  # the first word of the answer
     assert torch.equal(answers.labels[start:], everything.labels[start:])
     assert (answers.labels[:start] == IGNORED).all()
-    # The start, three of each message before, and the answer's header: both ends, a role of two tokens, two line feeds.
+    # The start, three of each message before, and the answer's header with a role of two tokens and two line feeds.
     assert (everything.labels[:start] != IGNORED).sum() == 7 + 6
 
 
@@ -401,7 +401,7 @@ def test_no_cut_goes_through_a_picture(processor):
 
 def test_an_answer_must_begin_before_the_cut(processor):
     row = Collator(processor).prepare(LONG)
-    answer = int((row.labels == 10450).nonzero()[0]) - 2  # where its header begins
+    answer = int((row.labels == 10450).nonzero()[0]) + 4  # behind its role, the header's end and two line feeds
     assert len(Collator(processor, max_length=answer + 1).prepare(LONG)) == answer + 1
     with pytest.raises(ValueError, match=f"sample 1 of the batch has .* its first answer begins at token {answer};"):
         Collator(processor, max_length=answer)([SHORT, LONG])

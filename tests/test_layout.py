@@ -184,6 +184,7 @@ MAY_IMPORT = {
         "files",
         "media",
         "prompt_view",
+        "recipes",
         "record_files",
     },
     "record_files": set(),

@@ -142,13 +142,6 @@ def test_a_table_names_its_pictures(tmp_path):
         assert Image.open(tmp_path / row["image"]).tobytes() == item.picture.tobytes()
 
 
-def test_the_starting_point_is_the_bundled_checkpoint_that_pads_with_the_end(tmp_path):
-    folder = measure.starting_point(tmp_path / "start")
-    assert measure.file_fingerprint(folder / "model.safetensors") == measure.file_fingerprint(measure.WEIGHTS)
-    tokenizer = asking.load(folder, device="cpu").tokenizer
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|eot_id|>")
-
-
 def test_exact_match_counts_by_kind():
     asked = measure.ask_scenes(3)
     texts = [asked[0].question.answer, "no such answer", asked[2].question.answer]

@@ -84,7 +84,7 @@ def test_exactly_the_language_models_layers_are_four_bit(folder):
 
 
 def test_weights_are_within_half_a_step_of_what_they_stand_for(folder):
-    """The widest gap between two NF4 values is 0.304 of a block's largest entry, so nothing moves by more than half."""
+    """The widest gap of NF4 is 0.304 of a block's largest entry, so nothing moves by more than half of that."""
     from bitsandbytes.functional import dequantize_4bit
 
     model, plain = load(folder, torch.float32), load(folder, torch.float32, four_bit=False)

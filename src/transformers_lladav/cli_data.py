@@ -87,6 +87,7 @@ def check(
 def preview(
     file: DataArgument,
     count: Annotated[int, typer.Option("-n", min=1, help="How many examples.")] = 3,
+    recipe: Annotated[str, typer.Option(help="What `lladav train` would do with them; see its --help.")] = "lora",
     contact_sheet: Annotated[
         Path | None, typer.Option("--contact-sheet", metavar="PNG", help="Save the pictures of these examples.")
     ] = None,
@@ -98,6 +99,9 @@ def preview(
     trust_remote_code: CodeOption = False,
 ) -> None:
     """Print what the model sees of the first examples of FILE, with what is learned in green."""
+    from .recipes import find_recipe
+
+    chosen = find_recipe(recipe)
     processor = _processor(model, trust_remote_code)
     from .data import read_examples
     from .data_preview import contact_sheet as lay_out
@@ -108,7 +112,7 @@ def preview(
     examples = list(islice(read_examples(file, max_image_pixels=limit, on_bad=_print_error, **options), count))
     if not examples:
         raise ValueError(f"{file} has no good record to show; see `lladav data check {file}`")
-    viewer = PromptViewer(processor)
+    viewer = PromptViewer(processor, chosen.image_separator, chosen.prompt, chosen.answers_only)
     for example in examples:
         _print_prompt(example, viewer)
     out.rule()

@@ -239,7 +239,8 @@ class Collator:
         if self.prompt == "plain":
             answers = [caption_start(input_ids, self.ids.placeholders)]
         else:
-            answers = [m.start for m in message_spans(input_ids, self.ids) if m.role == self.ids.assistant]
+            messages = message_spans(input_ids, self.ids)
+            answers = [text_start(input_ids, m, self.ids) for m in messages if m.role == self.ids.assistant]
         if answers and answers[0] >= length:
             return f"{start} the end cannot be cut: its first answer begins at token {answers[0]}"
         return None

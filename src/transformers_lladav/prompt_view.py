@@ -41,12 +41,14 @@ class PromptView:
         widths: (tokens,), 1, and at placeholders the tokens of the picture or video.
         structure: the ids that labels are told by.
         prompt: "chat" or "plain".
+        answers_only: whether nothing but the assistant's words is learned.
     """
 
     input_ids: torch.Tensor
     widths: torch.Tensor
     structure: PromptIds
     prompt: Prompt = "chat"
+    answers_only: bool = False
 
     @property
     def length(self) -> int:
@@ -56,7 +58,7 @@ class PromptView:
     @property
     def labels(self) -> torch.Tensor:
         """(tokens,), -100 where nothing is learned; see `labels.label_tokens` and `plain_prompt.label_plain`."""
-        return self._labels(answers_only=False)
+        return self._labels(self.answers_only)
 
     def _labels(self, answers_only: bool) -> torch.Tensor:
         if self.prompt == "plain":
@@ -93,13 +95,17 @@ class PromptViewer:
         processor: a `LladaVProcessor`.
         image_separator: what the template writes after a picture; a line feed, as official training has it.
         prompt: "chat", or "plain" for a picture and its caption alone.
+        answers_only: as for `Collator`.
 
     Raises:
         ValueError: if the tokenizer lacks a control token.
     """
 
-    def __init__(self, processor: Any, image_separator: str = "\n", prompt: Prompt = "chat") -> None:
+    def __init__(
+        self, processor: Any, image_separator: str = "\n", prompt: Prompt = "chat", answers_only: bool = False
+    ) -> None:
         self.processor, self.image_separator, self.prompt = processor, image_separator, prompt
+        self.answers_only = answers_only
         self._structure = PromptIds.from_processor(processor)
         placeholders = (processor.image_token, processor.video_token)
         self._control = prepare_tokenizer(processor.tokenizer, placeholders, (processor.mask_token,))
@@ -135,7 +141,7 @@ class PromptViewer:
             (self.processor.video_token_id, _video_widths(frames, self.processor)),
         ):
             widths[ids == token_id] = torch.tensor(tokens, dtype=ids.dtype)
-        return PromptView(ids, widths, self._structure, self.prompt)
+        return PromptView(ids, widths, self._structure, self.prompt, self.answers_only)
 
 
 def _without_media(message: Mapping[str, Any]) -> dict[str, Any]:
