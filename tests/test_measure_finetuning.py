@@ -172,7 +172,7 @@ def test_the_fingerprint_is_that_of_the_base_whatever_the_adapter():
 def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     output = tmp_path / "finetuning.json"
     settings = ["max_steps=2", "checkpoint_every=1", "eval_answers=4", "global_batch_size=4", "device_batch_size=4"]
-    settings += ["lora.rank=2", "max_length=128", "train_on_padding=true"]
+    settings += ["lora.rank=2", "max_length=128", "answer_canvas=32"]
     arguments = ["--pictures", "4", "--replay", "3", "--questions", "7", "--threads", "1"]
     arguments += ["--arms", "pictograms and scenes"]
     arguments += ["--output", str(output), "--sheet", str(tmp_path / "sheet.png"), "--settings", *settings]
