@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,15 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 CodeOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
+
+FolderOption = Annotated[
+    Path | None, typer.Option("--image-folder", metavar="DIR", help="Where pictures lie; beside FILE by default.")
+]
+OutsideOption = Annotated[bool, typer.Option("--allow-outside", help="Let records name files outside that folder.")]
+UrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are http(s) URLs.")]
+QuestionOption = Annotated[
+    str | None, typer.Option("--question", metavar="TEXT", help="Asked where a record has only an answer.")
+]
 
 
 @contextmanager

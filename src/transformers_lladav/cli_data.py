@@ -12,7 +12,17 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import CodeOption, ModelOption, err, loading, out
+from .cli_console import (
+    CodeOption,
+    FolderOption,
+    ModelOption,
+    OutsideOption,
+    QuestionOption,
+    UrlsOption,
+    err,
+    loading,
+    out,
+)
 
 SHOWN = 20
 BAR = 40
@@ -22,14 +32,6 @@ data_app = typer.Typer(help="Look at training data before training.", no_args_is
 
 DataArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="LLaVA or chat JSON, JSON lines, CSV, TSV, or a folder.")
-]
-FolderOption = Annotated[
-    Path | None, typer.Option("--image-folder", metavar="DIR", help="Where pictures lie; beside FILE by default.")
-]
-OutsideOption = Annotated[bool, typer.Option("--allow-outside", help="Let records name files outside that folder.")]
-UrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are http(s) URLs.")]
-QuestionOption = Annotated[
-    str | None, typer.Option("--question", metavar="TEXT", help="Asked where a record has only an answer.")
 ]
 
 

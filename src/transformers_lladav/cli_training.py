@@ -11,7 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import CodeOption, ModelOption, err, loading, out
+from .cli_console import (
+    CodeOption,
+    FolderOption,
+    ModelOption,
+    OutsideOption,
+    QuestionOption,
+    UrlsOption,
+    err,
+    loading,
+    out,
+)
 from .recipes import RECIPES, Recipe
 
 STOPPED = 143  # as a shell says it of a process that SIGTERM ended
@@ -35,14 +45,6 @@ EvalDataOption = Annotated[
 HoldOutOption = Annotated[
     float | None,
     typer.Option("--hold-out", metavar="SHARE", help="Hold out so much of the data; 0.05 by default, 0 for none."),
-]
-FolderOption = Annotated[
-    Path | None, typer.Option("--image-folder", metavar="DIR", help="Where pictures lie; beside the data by default.")
-]
-OutsideOption = Annotated[bool, typer.Option("--allow-outside", help="Let records name files outside that folder.")]
-UrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are http(s) URLs.")]
-QuestionOption = Annotated[
-    str | None, typer.Option("--question", metavar="TEXT", help="Asked where a record has only an answer.")
 ]
 BufferOption = Annotated[
     int, typer.Option("--shuffle-buffer", min=0, metavar="N", help="With --stream: draw from so many samples.")
