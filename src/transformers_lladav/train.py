@@ -103,6 +103,7 @@ def load_data(
         lengths = [measured.lengths[number] for number in train.numbers]
     facts = {
         "samples": len(train),
+        "tokens": sum(lengths),  # also tells other data of the same number apart
         "held_out": len(held_out),
         "left_out": skipped + len(measured.left_out),
         "cut": measured.cut,
