@@ -37,15 +37,18 @@ FOLDER = Path(__file__).resolve().parent
 RESULT = FOLDER / "results" / "finetuning.json"
 SHEET = FOLDER / "assets" / "pictograms.png"
 WEIGHTS = Path(BUNDLED_CHECKPOINT) / "model.safetensors"
+# Linear layers of the language model and, other than in the recipe, of the tower, which has seen plain shapes only.
+TARGETS = r".*(language_model|vision_tower)\..*\.(\w+_proj|fc\d)"
 # What differs from the recipe "lora". A model of a million parameters wants higher rates than one of eight billions,
 # and its head has never been asked for most of its tokens. The canvas is that of the checkpoint's own settings.
 SETTINGS = (
     'trains=["projector","head"]',
     "lora.rank=32",
+    f"lora.targets={TARGETS}",
     "learning_rate=0.003",
     "warmup_ratio=0.05",
-    "max_steps=2200",
-    "checkpoint_every=220",
+    "max_steps=2000",
+    "checkpoint_every=250",
     "global_batch_size=32",
     "device_batch_size=32",
     "max_length=128",

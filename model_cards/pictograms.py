@@ -23,21 +23,17 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_SIZE = 109  # the only one that its bitmaps have
 PICTOGRAMS = {
     "apple": "\N{RED APPLE}",
-    "bird": "\N{BIRD}",
     "boat": "\N{SAILBOAT}",
     "book": "\N{CLOSED BOOK}",
-    "bus": "\N{BUS}",
     "car": "\N{AUTOMOBILE}",
     "cat": "\N{CAT FACE}",
     "hat": "\N{TOP HAT}",
-    "leaf": "\N{MAPLE LEAF}",
     "ring": "\N{RING}",
-    "sun": "\N{SUN WITH FACE}",
     "tree": "\N{EVERGREEN TREE}",
 }
 NAMES = tuple(PICTOGRAMS)
 # Each pictogram is in two of these pairs.
-HELD_OUT_PAIRS = frozenset(frozenset((name, NAMES[(i + 5) % len(NAMES)])) for i, name in enumerate(NAMES))
+HELD_OUT_PAIRS = frozenset(frozenset((name, NAMES[(i + 3) % len(NAMES)])) for i, name in enumerate(NAMES))
 SEEN_PAIRS = tuple(pair for pair in combinations(NAMES, 2) if frozenset(pair) not in HELD_OUT_PAIRS)
 BACKGROUNDS = {
     "white": (252, 252, 252),
