@@ -364,7 +364,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         arms[name] = {**row, "answers_without_adapter": {"questions": len(without), "as_before": same}}
     draw_sheet(assistant, options.sheet)
     return {
-        "command": " ".join(["python model_cards/measure_finetuning.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "model_cards/measure_finetuning.py", *sys.argv[1:]]),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
         "machine": {
             "processor": platform.machine(), "system": platform.system(), "device": "cpu",

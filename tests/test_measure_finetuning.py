@@ -201,7 +201,10 @@ def test_the_committed_result_holds_what_the_readme_says():
     for arm in document["arms"].values():
         assert arm["base_sha256"] == document["base_sha256"]
         assert arm["answers_without_adapter"]["as_before"] == arm["answers_without_adapter"]["questions"]
-    assert document["before"]["test"]["correct"] / document["before"]["test"]["questions"] < 0.05
+    # Before, it names no pictogram; what is right are guesses of "nothing" and of places.
+    before = document["before"]["test"]
+    assert before["kinds"]["what"]["correct"] == before["kinds"]["count"]["correct"] == 0
+    assert before["correct"] / before["questions"] < 0.2
     assert document["base_sha256"]["file"] == measure.file_fingerprint(measure.WEIGHTS)
     kept = document["arms"]["pictograms and scenes"]
     assert kept["after"]["test"]["correct"] / kept["after"]["test"]["questions"] >= 0.9

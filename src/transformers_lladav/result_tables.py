@@ -245,7 +245,7 @@ def finetuning_table(document: dict[str, Any]) -> str:
     unchanged = all(arm["base_sha256"] == document["base_sha256"] for arm in arms.values())
     threads = document["machine"]["threads"]
     rows.append(
-        f"\n{before['test']['questions']} questions a row in bold. {runs}; {threads} CPU threads. "
+        f"\n{before['test']['questions']} questions a row in bold. {runs}; {threads} CPU thread{'s' * (threads > 1)} and one that reads. "
         f"Base weights afterwards: {'the same, bit for bit' if unchanged else 'changed'}. `{document['command']}`."
     )
     return "\n".join(rows)
