@@ -244,9 +244,9 @@ def finetuning_table(document: dict[str, Any]) -> str:
     )
     unchanged = all(arm["base_sha256"] == document["base_sha256"] for arm in arms.values())
     threads = document["machine"]["threads"]
-    threads = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+    computing = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
     rows.append(
-        f"\n{before['test']['questions']} questions a row in bold. {runs}; {threads} CPU thread{'s' * (threads > 1)} and one that reads. "
+        f"\n{before['test']['questions']} questions a row in bold. {runs}; {computing} and one that reads. "
         f"Base weights afterwards: {'the same, bit for bit' if unchanged else 'changed'}. `{document['command']}`."
     )
     return "\n".join(rows)
