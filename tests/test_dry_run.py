@@ -21,7 +21,9 @@ def data(tmp_path_factory):
 
 def test_the_longest_samples_are_tried_and_nothing_is_written(data, tmp_path):
     # A rate so low that the second step, whose loss is told, is like the first.
-    recipe = quick_recipe(learning_rate=1e-12, device_batch_size=2, global_batch_size=8, lora=Lora(rank=2))
+    recipe = quick_recipe(
+        answer_canvas=None, learning_rate=1e-12, device_batch_size=2, global_batch_size=8, lora=Lora(rank=2)
+    )
     run = Run(settings_of(data, tmp_path / "run"), recipe)
     longest = sorted(range(16), key=lambda number: -run.data.lengths[number])[:2]
     trainer = run.trainer(output=tmp_path / "other")

@@ -417,7 +417,9 @@ def test_old_checkpoints_go_and_the_best_one_stays(data, held_out, tmp_path):
 def test_a_twentieth_is_held_out_of_enough_data_and_never_trained_on(tmp_path):
     enough = write_data(tmp_path / "enough", ENOUGH_TO_HOLD_OUT)
     run = Run(settings_of(enough, tmp_path / "run", held_out_share=None), quick_recipe())
-    assert run.data.facts == {"samples": 19, "held_out": 1, "left_out": 0, "cut": 0}
+    counts = {"samples": 19, "tokens": sum(run.data.lengths), "held_out": 1, "left_out": 0, "cut": 0}
+    assert run.data.facts == counts
+    assert len(run.data.lengths) == 19
     sources = [[example.source for example in part] for part in (run.data.train, run.data.held_out)]
     assert sorted(sources[0] + sources[1]) == sorted(f"{enough.name}:{line + 2}" for line in range(ENOUGH_TO_HOLD_OUT))
     few = write_data(tmp_path / "few", ENOUGH_TO_HOLD_OUT - 1)
@@ -466,7 +468,8 @@ def test_samples_that_cannot_be_used_are_left_out_and_counted(tmp_path):
     with table.open("a") as file:
         file.write("no.png,What is it?,a cat\n")
     run = Run(settings_of(table, tmp_path / "run", skip_bad=True), quick_recipe())
-    assert run.data.facts == {"samples": 4, "held_out": 0, "left_out": 1, "cut": 0}
+    tokens = sum(run.data.lengths)
+    assert run.data.facts == {"samples": 4, "tokens": tokens, "held_out": 0, "left_out": 1, "cut": 0}
 
 
 def test_exact_match_needs_held_out_data(data, tmp_path):

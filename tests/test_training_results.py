@@ -62,6 +62,7 @@ def test_the_files_beside_the_weights(name, part, folder):
         "eval_loss": best["eval_loss"],
         "eval_exact_match": best["eval_exact_match"],
         "samples": 8,
+        "tokens": json.loads((folder / name / "run.json").read_text())["tokens"],
         "held_out": 3,
         "left_out": 0,
         "cut": 0,

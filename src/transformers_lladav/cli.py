@@ -53,7 +53,7 @@ def user_errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("LLADAV_TRACE"):
             raise
-        err.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("Interrupted.")

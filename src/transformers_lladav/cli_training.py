@@ -192,7 +192,8 @@ def _print_plan(run: Any) -> None:
     devices = f"{schedule.devices} x {run.state.device.type}, {run.prepared.precision}"
     out.print(
         f"{trained:,} parameters train, everything else is frozen. "
-        f"{schedule.steps:,} steps of {recipe.global_batch_size} samples on {devices}."
+        f"{schedule.steps:,} steps of {recipe.global_batch_size} samples on {devices}.",
+        soft_wrap=True,
     )
 
 
