@@ -220,7 +220,8 @@ def _train(run: Any) -> None:
         out.print(f"Held-out answers right to the letter: {outcome.metrics['eval_exact_match']:.1%}")
     option = "--adapter" if run.recipe.lora is not None else "--model"
     what = "This run had ended before; its result is in" if outcome.earlier else "Written to"
-    out.print(Text(f"{what} {outcome.product}; try: lladav ask PICTURE QUESTION {option} {outcome.product}"))
+    told = Text(f"{what} {outcome.product}; try: lladav ask PICTURE QUESTION {option} {outcome.product}")
+    out.print(told, soft_wrap=True)
 
 
 def _figures(record: dict[str, Any]) -> str:
