@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from .files import write_text
@@ -137,7 +138,8 @@ def training_arguments(
     """
     # `accelerate launch` puts what its settings say here, and Trainer takes it even if it is told "fp32".
     os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision, precision)
-    on_gpu = precision != "fp32" and settings.device == "auto"
+    on_gpu = settings.device == "auto" and torch.cuda.is_available()
+    workers = settings.workers if settings.workers is not None else (min(4, os.cpu_count() or 1) if on_gpu else 0)
     options: dict[str, Any] = {}
     if evaluates:
         options = {
@@ -171,7 +173,7 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,  # how long patience has lasted
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=settings.workers or 0,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=on_gpu,
         # A batch of pictures without newlines gives them no gradient.
         ddp_find_unused_parameters="newline" in recipe.trains,
