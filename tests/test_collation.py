@@ -279,7 +279,9 @@ def test_only_answers_are_learned_when_asked_for(processor):
 def test_a_canvas_is_filled_up_with_ends_that_count_little(canvas, processor):
     bare, row = (Collator(processor, answers_only=True, answer_canvas=size).prepare(SHORT) for size in (None, canvas))
     words = int((bare.labels != IGNORED).sum())  # of the answer, with its end
-    assert row.ends == -words % canvas
+    ends = -words % canvas
+    assert len(row) == len(bare) + ends
+    assert row.worth.tolist() == pytest.approx([1.0] * len(bare) + [0.1] * ends)
     assert torch.equal(row.input_ids[: len(bare)], bare.input_ids)
     assert torch.equal(row.labels[: len(bare)], bare.labels)
     end = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
@@ -290,8 +292,42 @@ def test_a_canvas_is_filled_up_with_ends_that_count_little(canvas, processor):
     (noised,) = collator.add_noise(row, Noise(torch.ones(1), torch.zeros(1, len(row))))
     weights = noised.loss_weights[noised.labels != IGNORED]
     assert weights.sum() == pytest.approx(1.0)
-    assert weights[:words] == pytest.approx([1 / (words + 0.1 * row.ends)] * words)
-    assert weights[words:] == pytest.approx([0.1 / (words + 0.1 * row.ends)] * row.ends)
+    assert weights[:words] == pytest.approx([1 / (words + 0.1 * ends)] * words)
+    assert weights[words:] == pytest.approx([0.1 / (words + 0.1 * ends)] * ends)
+
+
+def test_every_answer_gets_a_canvas_where_all_are_to(processor):
+    bare, last, every = (
+        Collator(processor, answers_only=True, **options).prepare(TURNS)
+        for options in ({}, {"answer_canvas": 16}, {"answer_canvas": 16, "canvas_turns": "all"})
+    )
+
+    def runs(row):
+        """Where learned tokens begin and end, answer by answer."""
+        edges = torch.diff((row.labels != IGNORED).int(), prepend=torch.zeros(1), append=torch.zeros(1))
+        return list(zip((edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten(), strict=True))
+
+    lengths = [int(end - start) for start, end in runs(bare)]
+    assert len(lengths) == 2
+    assert [int(end - start) for start, end in runs(last)] == [lengths[0], -(-lengths[1] // 16) * 16]
+    assert [int(end - start) for start, end in runs(every)] == [-(-length // 16) * 16 for length in lengths]
+    assert torch.equal(every.input_ids[every.worth == 1], bare.input_ids)
+    assert torch.equal(every.turns[every.worth == 1], bare.turns)
+    first = runs(every)[0]
+    assert every.turns[first[0] : first[1]].tolist() == [0] * (first[1] - first[0])
+
+
+def test_answers_are_hidden_by_blocks_when_asked_for(processor):
+    collator = Collator(processor, answers_only=True, answer_canvas=8, canvas_turns="all", block_noise=8)
+    row = collator.prepare(TURNS)
+    for epoch in range(20):
+        batch = collator(numbered([TURNS], epoch))
+        again = collator(numbered([TURNS], epoch))
+        assert torch.equal(batch["input_ids"], again["input_ids"])
+        hidden = batch["labels"][0] != IGNORED
+        assert torch.equal(batch["input_ids"][0] == parity.MASK, hidden)
+        assert torch.equal(batch["labels"][0][hidden], row.labels[hidden])
+        assert batch["loss_weights"].sum() == pytest.approx(1.0)
 
 
 def test_a_canvas_ends_where_a_sample_has_to(processor):
@@ -306,7 +342,7 @@ def test_only_an_answer_that_ends_gets_a_canvas(processor):
         Collator(processor, answer_canvas=64).prepare(asked),
         Collator(processor, answer_canvas=64, max_length=cut).prepare(SHORT),
     ):
-        assert row.ends == 0
+        assert (row.worth == 1).all()
 
 
 def test_placeholders_and_unlabelled_tokens_are_never_hidden(processor):

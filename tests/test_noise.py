@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformers_lladav.diffusion_lladav import add_mask_noise
-from transformers_lladav.noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
+from transformers_lladav.noise import (
+    Noise,
+    complementary_views,
+    fixed_noise,
+    hide_blocks,
+    numbered_generator,
+    training_noise,
+)
 
 MASK, PICTURE = 92, 90
 
@@ -107,3 +114,49 @@ def test_two_views_vary_less_than_two_draws():
     totals = [view.loss_weights.sum(dim=1) for view in complementary_views(ids, ids, noise, MASK)]
     together = ((totals[0] + totals[1]) / 2).var()
     assert together < (totals[0].var() + totals[1].var()) / 4
+
+
+def hidden_in_blocks(written, length, block, seed):
+    """Two answers of some written tokens, filled up to a length, with a question before each."""
+    ids = torch.arange(2 * (length + 3))[None] + 100
+    labels = ids.clone()
+    labels[0, :3] = labels[0, length + 3 : length + 6] = -100
+    worth = torch.ones(ids.shape[1])
+    worth[3 + written : 3 + length] = worth[length + 6 + written :] = 0.1
+    generator = torch.Generator().manual_seed(seed)
+    noised = hide_blocks(ids, labels, worth, block, MASK, generator)
+    return ids[0], labels[0], worth, noised
+
+
+@pytest.mark.parametrize(("written", "length", "block"), [(1, 8, 8), (8, 8, 8), (11, 32, 8), (30, 30, 4), (3, 5, 8)])
+def test_blocks_before_the_one_that_is_written_are_there_and_those_after_it_hidden(written, length, block):
+    seen = set()
+    for seed in range(200):
+        ids, labels, worth, noised = hidden_in_blocks(written, length, block, seed)
+        hidden = noised.input_ids[0] == MASK
+        assert torch.equal(hidden, noised.labels[0] != -100)
+        assert torch.equal(noised.labels[0][hidden], ids[hidden])
+        assert torch.equal(noised.input_ids[0][~hidden], ids[~hidden])
+        assert not (hidden & (labels == -100)).any()
+        for start in (3, length + 6):
+            answer = hidden[start : start + length]
+            live = int(answer.nonzero()[0]) // block
+            assert live < -(-written // block)  # there is something of the answer in it
+            assert not answer[: live * block].any()
+            assert answer[(live + 1) * block :].all()
+            seen.add((live, int(answer[live * block : (live + 1) * block].sum())))
+            weights = noised.loss_weights[0, start : start + length]
+            assert weights.sum().item() == pytest.approx(0.5)  # one of two answers
+            assert (weights[answer] / worth[start : start + length][answer]).std(unbiased=False) < 1e-6
+    assert {live for live, _ in seen} == set(range(-(-written // block)))
+    sizes = {count for live, count in seen if live == 0}
+    assert sizes == set(range(1, min(block, length) + 1))
+
+
+def test_half_of_the_blocks_are_hidden_whole_and_the_others_at_even_levels():
+    shares = torch.tensor(
+        [(hidden_in_blocks(64, 64, 64, seed)[3].labels[0, 3:67] != -100).float().mean() for seed in range(2000)]
+    )
+    assert (shares == 1).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    # Of the others the levels are even between 0.1 and 1: their mean is 0.55.
+    assert shares[shares < 1].mean().item() == pytest.approx(0.55, abs=0.03)

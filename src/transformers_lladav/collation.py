@@ -16,7 +16,7 @@ from PIL import Image
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
 from .labels import PromptIds, conversation_ids, label_tokens, message_spans, text_start
 from .media import load_videos
-from .noise import Noise, complementary_views, fixed_noise, numbered_generator, training_noise
+from .noise import Noise, complementary_views, fixed_noise, hide_blocks, numbered_generator, training_noise
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
 from .plain_prompt import Prompt, caption_start, label_plain, plain_chat, template_options
 from .samples import field_of
@@ -40,7 +40,7 @@ class Row:
         media: pictures and videos, as the model takes them.
         name: what messages call the sample.
         number: epoch and index, None if it has none.
-        ends: how many tokens at its end are there to fill a canvas up.
+        worth: (length,), what each position counts next to the others: less if it only fills a canvas up.
     """
 
     input_ids: torch.Tensor
@@ -50,7 +50,7 @@ class Row:
     media: dict[str, torch.Tensor]
     name: str
     number: tuple[int, int] | None
-    ends: int = 0
+    worth: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -76,6 +76,10 @@ class Collator:
         answer_canvas: fill a sample's last answer up with end tokens to a multiple of so many tokens, as `generate`
             writes it, so that the number of masks does not tell how long it is (LLaDA, arXiv:2502.09992, section 2.3,
             learns ends in the same way). Each counts `END_WEIGHT` of an answer's token.
+        canvas_turns: fill up the last answer, or all of them: in a conversation of several short ones that are
+            learned at once, each then looks as it does when it is written.
+        block_noise: hide answers as `generate` meets them with this block length, each by draws of its own, and not
+            any of their tokens at one level; see `noise.hide_blocks`.
         conversation_mask: let no turn see a later one.
         complementary: two rows per sample, which hide every learnable token once; see `complementary_views`.
         fixed_noise: for evaluation: the same noise in every epoch, with levels spread evenly over the samples.
@@ -99,6 +103,8 @@ class Collator:
     answers_only: bool = False
     train_on_padding: bool = False
     answer_canvas: int | None = None
+    canvas_turns: Literal["last", "all"] = "last"
+    block_noise: int | None = None
     conversation_mask: bool = False
     complementary: bool = False
     fixed_noise: bool = False
@@ -119,6 +125,13 @@ class Collator:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
         if self.answer_canvas is not None:
             self._check_canvas(self.answer_canvas)
+        if self.canvas_turns not in ("last", "all"):
+            raise ValueError(f'canvas_turns={self.canvas_turns!r}; choose "last" or "all"')
+        if self.block_noise is not None and (self.block_noise < 1 or self.complementary):
+            raise ValueError(
+                f"block_noise={self.block_noise} with complementary={self.complementary}; pass at least one "
+                "token, and one of the two ways to hide answers"
+            )
         if self.prompt not in ("chat", "plain"):
             raise ValueError(f'prompt={self.prompt!r}; choose "chat" or "plain"')
         if self.prompt == "plain" and self.answers_only:
@@ -205,18 +218,22 @@ class Collator:
             media={key: value for key, value in inputs.items() if key not in TEXT_INPUTS},
             name=name,
             number=None if index is None else (epoch or 0, index),
+            worth=torch.ones(len(input_ids)),
         )
         return row if self.answer_canvas is None else self._on_canvas(row, self.answer_canvas)
 
     def _on_canvas(self, row: Row, canvas: int) -> Row:
-        """Fill the last answer up with ends, as far as there is room."""
-        last = list(message_spans(row.input_ids, self.ids))[-1:]
-        if not last or last[0].role != self.ids.assistant or int(row.input_ids[-1]) != self.ids.end:
+        """Fill the last answer up with ends, or all of them, as far as there is room."""
+        messages = [m for m in message_spans(row.input_ids, self.ids)]
+        if not messages or messages[-1].role != self.ids.assistant or int(row.input_ids[-1]) != self.ids.end:
             return row  # somebody else has the last word, or it was cut
-        count = -(last[0].end - text_start(row.input_ids, last[0], self.ids)) % canvas
-        if self.max_length is not None:
-            count = min(count, self.max_length - len(row))
-        return _extended(row, torch.full((count,), self.ids.end), ends=count)
+        for message in reversed(messages if self.canvas_turns == "all" else messages[-1:]):
+            if message.role == self.ids.assistant:
+                count = -(message.end - text_start(row.input_ids, message, self.ids)) % canvas
+                if self.max_length is not None:
+                    count = min(count, self.max_length - len(row))
+                row = _extended(row, torch.full((count,), self.ids.end), message.end, worth=END_WEIGHT)
+        return row
 
     def _model_inputs(self, messages: list[dict[str, Any]]) -> Any:
         """What the processor makes of a chat."""
@@ -249,7 +266,7 @@ class Collator:
         """What is left when every sample was dropped: one token, of which nothing is learned."""
         ids = torch.tensor([self.ids.start])
         ignored, turns = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
-        return Row(ids, ignored, torch.zeros(1), turns, {}, "nothing", (0, NO_NUMBER))
+        return Row(ids, ignored, torch.zeros(1), turns, {}, "nothing", (0, NO_NUMBER), torch.ones(1))
 
     def filled_up(self, rows: list[Row]) -> list[Row]:
         """Give the clean rows of a batch the padding that is learned; see `train_on_padding`.
@@ -287,6 +304,11 @@ class Collator:
             return fixed_noise(len(row), self.seed, row.number[1])
         return training_noise(len(row), None if row.number is None else numbered_generator(self.seed, *row.number))
 
+    def _draw_of(self, row: Row) -> tuple[int, int]:
+        """What a row's noise is drawn from: epoch and number, the same in every epoch for an evaluation."""
+        assert row.number is not None
+        return (0, row.number[1]) if self.fixed_noise else row.number
+
     def add_noise(self, row: Row, noise: Noise) -> list[Row]:
         """Hide tokens of a row by given draws.
 
@@ -298,12 +320,16 @@ class Collator:
             One noised row, or two complementary ones.
         """
         given, tokens = (row.input_ids[None], row.labels[None]), (self.ids.mask, self.ids.placeholders)
-        views: tuple[NoisedBatch, ...] = (
-            complementary_views(*given, noise, *tokens)
-            if self.complementary
-            else (hide_tokens(*given, *noise, *tokens),)
-        )
-        scale = _end_weights(row)
+        scale = _scale(row)
+        views: tuple[NoisedBatch, ...]
+        if self.block_noise is not None:
+            generator = None if row.number is None else numbered_generator(self.seed, "blocks", *self._draw_of(row))
+            views = (hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, generator),)
+            scale = torch.ones(len(row))
+        elif self.complementary:
+            views = complementary_views(*given, noise, *tokens)
+        else:
+            views = (hide_tokens(*given, *noise, *tokens),)
         return [
             replace(row, input_ids=view.input_ids[0], labels=view.labels[0], loss_weights=view.loss_weights[0] * scale)
             for view in views
@@ -349,7 +375,7 @@ class Collator:
         ids = inputs["input_ids"][0]
         media = {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
         ignored, turns = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
-        return Row(ids, ignored, torch.zeros(len(ids)), turns, media, "a blank picture", None)
+        return Row(ids, ignored, torch.zeros(len(ids)), turns, media, "a blank picture", None, torch.ones(len(ids)))
 
     def _stacked(self, packed: list[list[Row]]) -> dict[str, torch.Tensor]:
         """Rows of samples one after the other as tensors, filled up on the right; pictures in the same order."""
@@ -375,26 +401,27 @@ class Collator:
         return batch | {name: torch.cat(tensors) for name, tensors in media.items()}
 
 
-def _extended(row: Row, tokens: torch.Tensor, ends: int = 0) -> Row:
-    """A clean row with more tokens at its end, which are learned."""
+def _extended(row: Row, tokens: torch.Tensor, place: int | None = None, worth: float = 1.0) -> Row:
+    """A clean row with more tokens at a place, by default its end, which are learned and of the turn before."""
+    place = len(row) if place is None else place
+
+    def with_more(field: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        return torch.cat([field[:place], more, field[place:]])
+
     return replace(
         row,
-        input_ids=torch.cat([row.input_ids, tokens]),
-        labels=torch.cat([row.labels, tokens]),
-        loss_weights=torch.cat([row.loss_weights, torch.zeros(len(tokens))]),
-        turns=torch.cat([row.turns, row.turns[-1:].expand(len(tokens))]),
-        ends=ends,
+        input_ids=with_more(row.input_ids, tokens),
+        labels=with_more(row.labels, tokens),
+        loss_weights=with_more(row.loss_weights, torch.zeros(len(tokens))),
+        turns=with_more(row.turns, row.turns[place - 1].expand(len(tokens))),
+        worth=with_more(row.worth, torch.full((len(tokens),), worth)),
     )
 
 
-def _end_weights(row: Row) -> torch.Tensor:
-    """What the weights of a row are multiplied with, so that ends count little and all of them still sum to one."""
-    scale = torch.ones(len(row))
-    if row.ends:
-        scale[-row.ends :] = END_WEIGHT
-        learned = scale[row.labels != IGNORE_INDEX]
-        scale = scale * (len(learned) / learned.sum())
-    return scale
+def _scale(row: Row) -> torch.Tensor:
+    """What the weights of a row are multiplied with for what its positions are worth; all still sum to one."""
+    learned = row.worth[row.labels != IGNORE_INDEX]
+    return row.worth * (len(learned) / learned.sum()) if len(learned) else row.worth
 
 
 def _with_frames(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

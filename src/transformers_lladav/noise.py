@@ -11,6 +11,10 @@ import torch
 
 from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_tokens, hiding_probability
 
+# Of the blocks that `hide_blocks` hides tokens of: how many it hides whole, and how little of the others at least.
+WHOLE_BLOCKS = 0.5
+LEAST_LEVEL = 0.1
+
 # Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -107,3 +111,53 @@ def complementary_views(
     )
     first.loss_weights = first.loss_weights * torch.where(counts, 1.0, 2.0)
     return first, second
+
+
+def hide_blocks(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    worth: torch.Tensor,
+    block_length: int,
+    mask_token_id: int,
+    generator: torch.Generator | None = None,
+) -> NoisedBatch:
+    """Hide answers as they are met while `generate` writes them block by block.
+
+    Every answer gets a block of its own draw: the blocks before it are there, of the block itself some tokens or all
+    are hidden, and everything after it is. Only blocks that hold something of an answer besides its filling are
+    drawn. The weights of an answer sum to 1 / number of answers. This is not the bound of the likelihood that
+    `hide_tokens` gives, which spreads its samples over all ways to hide tokens; semi-autoregressive generation meets
+    few of them (LLaDA, arXiv:2502.09992, section 2.4).
+
+    Args:
+        input_ids: (1, length) token ids.
+        labels: (1, length), -100 where nothing is to be learned; an answer is a run of others.
+        worth: (length,), what a token counts next to the others; below 1 for what fills an answer up.
+        block_length: as in generation.
+        mask_token_id: the token that hides others.
+        generator: source of the draws; the global one by default.
+
+    Returns:
+        The noised sample.
+    """
+    learned = labels[0] != IGNORE_INDEX
+    hidden = torch.zeros_like(learned)
+    weights = torch.zeros(labels.shape[1])
+    edges = torch.diff(learned.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    answers = list(zip(edges[::2], edges[1::2], strict=True))
+    for start, end in answers:
+        written = max(int((worth[start:end] == 1).sum()), 1)
+        draw = torch.rand(3, generator=generator).tolist()
+        first = start + int(draw[0] * -(-written // block_length)) * block_length
+        last = min(first + block_length, end)
+        level = 1.0 if draw[1] < WHOLE_BLOCKS else LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
+        draws = torch.rand(last - first, generator=generator)
+        hidden[first:last] = draws <= max(level, float(draws.min()))
+        hidden[last:end] = True
+        counts = torch.where(hidden[start:end], worth[start:end], 0.0)
+        weights[start:end] = counts / counts.sum() / len(answers)
+    return NoisedBatch(
+        input_ids=torch.where(hidden, mask_token_id, input_ids),
+        labels=torch.where(hidden, labels, IGNORE_INDEX),
+        loss_weights=weights[None],
+    )

@@ -78,6 +78,9 @@ class Recipe:
         answers_only: learn the assistant's words and their ends, and nothing else; officially headers are learned too.
         answer_canvas: fill answers up with learned end tokens to a multiple of so many tokens, as `generate` writes
             them; see `Collator`.
+        canvas_turns: which answers are filled up, the "last" one or "all"; see `Collator`.
+        block_noise: hide answers as `generate` meets them with this block length; the official training, and we by
+            default, hide any of their tokens.
         train_on_padding: learn padding, as the official training does.
         conversation_mask: let no turn see a later one.
         complementary: two views per sample, which together hide every token once.
@@ -117,6 +120,8 @@ class Recipe:
     image_separator: str = ""
     answers_only: bool = True
     answer_canvas: int | None = 64
+    canvas_turns: Literal["last", "all"] = "last"
+    block_noise: int | None = None
     train_on_padding: bool = False
     conversation_mask: bool = False
     complementary: bool = False
@@ -133,7 +138,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
             _at_least(1, name, getattr(self, name))
-        for name in ("max_steps", "checkpoint_every", "patience", "answer_canvas"):
+        for name in ("max_steps", "checkpoint_every", "patience", "answer_canvas", "block_noise"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         for name in ("eval_answers", "weight_decay"):
@@ -178,6 +183,14 @@ class Recipe:
             raise ValueError(
                 f"answer_canvas={self.answer_canvas} and train_on_padding=True both learn what comes after an answer; "
                 "pass answer_canvas=null, or train_on_padding=false"
+            )
+        if self.canvas_turns == "all" and self.answer_canvas is None:
+            raise ValueError(
+                'canvas_turns="all" without a canvas; pass answer_canvas=8 as well, or canvas_turns="last"'
+            )
+        if self.block_noise is not None and self.complementary:
+            raise ValueError(
+                f"block_noise={self.block_noise} and complementary=True both say what is hidden; choose one of them"
             )
         if self.prompt == "plain" and (self.answers_only or self.answer_canvas is not None):
             raise ValueError(

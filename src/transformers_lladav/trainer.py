@@ -28,7 +28,39 @@ COMPLETE = "complete"
 GENERATION_BATCH = 8
 
 
-class DiffusionTrainer(Trainer):
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints count once they are whole; the older ones go only after that.
+
+    Attributes:
+        keep_checkpoints: how many of the latest stay, beside the best.
+    """
+
+    keep_checkpoints = 2
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer does it, but a checkpoint counts only once it is whole, and older ones go only after that."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # Processes look for the folder of the best checkpoint, each for itself, before sharded weights make it.
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            last = last_checkpoint(Path(self.args.output_dir))
+            kept = f"{last} is the last one" if last else "there is no earlier one"
+            raise OSError(
+                f"{folder} could not be written and was removed: {error}. {kept}; make room and repeat the command to "
+                "go on"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            write_text(folder / COMPLETE, f"step {self.state.global_step}\n")
+            best = self.state.best_model_checkpoint
+            prune_checkpoints(folder.parent, self.keep_checkpoints, Path(best) if best else None)
+
+
+class DiffusionTrainer(WholeCheckpoints):
     """Trains a LLaDA-V by a recipe.
 
     Args:
@@ -54,12 +86,15 @@ class DiffusionTrainer(Trainer):
         callbacks: Sequence[Any] = (),
     ) -> None:
         self.recipe, self.processor = recipe, prepared.processor
+        self.keep_checkpoints = recipe.keep_checkpoints
         self.questions, self.lengths = questions, lengths
         options: dict[str, Any] = {
             "max_length": recipe.max_length,
             "image_separator": recipe.image_separator,
             "answers_only": recipe.answers_only,
             "answer_canvas": recipe.answer_canvas,
+            "canvas_turns": recipe.canvas_turns,
+            "block_noise": recipe.block_noise,
             "prompt": recipe.prompt,
             "sample_numbers": True,
             "conversation_mask": recipe.conversation_mask,
@@ -199,30 +234,6 @@ class DiffusionTrainer(Trainer):
                     replies = answer_questions(model, self.processor, self.questions, together)
                 output.metrics[f"{prefix}_exact_match"] = sum(reply.right for reply in replies) / len(replies)
         return output
-
-    # Checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As Trainer does it, but a checkpoint counts only once it is whole, and older ones go only after that."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        # Processes look for the folder of the best checkpoint, each for itself, before sharded weights make it.
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            last = last_checkpoint(Path(self.args.output_dir))
-            kept = f"{last} is the last one" if last else "there is no earlier one"
-            raise OSError(
-                f"{folder} could not be written and was removed: {error}. {kept}; make room and repeat the command to "
-                "go on"
-            ) from error
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            write_text(folder / COMPLETE, f"step {self.state.global_step}\n")
-            best = self.state.best_model_checkpoint
-            prune_checkpoints(folder.parent, self.recipe.keep_checkpoints, Path(best) if best else None)
 
 
 def _keep_losses_precise(plugin: Any) -> None:
