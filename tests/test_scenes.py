@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from transformers_lladav.scenes import (
     BACKGROUNDS,
@@ -31,10 +30,8 @@ from transformers_lladav.scenes import (
     Question,
     Scene,
     SceneObject,
-    SheetRow,
     all_texts,
     ask,
-    contact_sheet,
     evaluation_set,
     is_held_out,
     make_scene,
@@ -316,7 +313,7 @@ def test_evaluation_set_takes_the_kinds_in_turn(split: str) -> None:
     assert evaluation_set(split, 13) == examples[:13]
 
 
-# Texts and contact sheets
+# Texts
 
 
 def test_all_texts_are_distinct_and_cover_what_is_asked() -> None:
@@ -333,40 +330,3 @@ def test_articles() -> None:
     texts = " ".join(all_texts(sampled_scenes=200))
     assert "an orange circle" in texts
     assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", texts)
-
-
-def sheet_rows(count: int, given_answer: str | None = None) -> list[SheetRow]:
-    return [SheetRow(Image.new("RGB", (64, 64), "white"), "Who?", "red", given_answer) for _ in range(count)]
-
-
-def test_contact_sheet_grows_by_whole_rows() -> None:
-    one, two = contact_sheet(sheet_rows(4), tile=240), contact_sheet(sheet_rows(5), tile=240)
-    gap = 20
-    assert one.width == two.width == gap + 4 * (240 + gap)
-    assert two.height - gap == 2 * (one.height - gap)
-    # A picture, half a gap, a line of question and a line of answer.
-    assert one.height == gap + 240 + gap // 2 + 2 * 20 + gap
-    assert contact_sheet(sheet_rows(2), columns=8, tile=240).width == gap + 2 * (240 + gap)
-
-
-def test_contact_sheet_wraps_long_answers_within_the_tile() -> None:
-    for long_answer in ("red " * 60, "red" * 60):
-        short, tall = contact_sheet(sheet_rows(1, "red")), contact_sheet(sheet_rows(1, long_answer))
-        assert tall.width == short.width
-        assert tall.height > short.height + 60
-        right_margin = np.asarray(tall)[:, -21:]
-        assert (right_margin == 255).all()
-
-
-@pytest.mark.parametrize(("answer", "channel"), [("red", 1), ("blue", 0)])
-def test_right_answers_are_green_and_wrong_ones_red(answer: str, channel: int) -> None:
-    pixels = np.asarray(contact_sheet(sheet_rows(1, answer))).astype(int)
-    strongest = pixels[:, :, channel] - np.delete(pixels, channel, axis=2).max(axis=2)
-    other = pixels[:, :, 1 - channel] - np.delete(pixels, 1 - channel, axis=2).max(axis=2)
-    assert strongest.max() > 60
-    assert other.max() < 10
-
-
-def test_an_empty_contact_sheet_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rows=\[\] .* at least one SheetRow"):
-        contact_sheet([])

@@ -24,9 +24,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .contact_sheets import SheetRow as SheetRow
+from .contact_sheets import contact_sheet as contact_sheet
 
 RGB = tuple[int, int, int]
 Pair = tuple[str, str]
@@ -360,70 +362,3 @@ def all_texts(sampled_scenes: int = 1000) -> Iterator[str]:
     yield from (_with_article(pair) for pair in PAIRS)
     scenes = [make_scene("train", index) for index in range(sampled_scenes)]
     yield from dict.fromkeys(text for scene in scenes for text in (_caption(scene), scene.layout))
-
-
-# Contact sheets
-
-_INK = {"text": (32, 34, 38), "faint": (112, 116, 122), "right": (22, 128, 58), "wrong": (200, 34, 40)}
-_FRAME = (206, 208, 212)
-
-
-class SheetRow(NamedTuple):
-    """One entry of a contact sheet; `given` is a model's answer, or None to show the expected one alone."""
-
-    image: Image.Image
-    question: str
-    expected: str
-    given: str | None = None
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break text between words, and a word only where it is wider than the tile, as babble can be."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-        while len(line := lines[-1]) > 1 and font.getlength(line) > width:
-            fits = max(1, next(end for end in range(len(line) - 1, -1, -1) if font.getlength(line[:end]) <= width))
-            lines[-1:] = [line[:fits], line[fits:]]
-    return lines
-
-
-def _sheet_lines(row: SheetRow, font: ImageFont.FreeTypeFont, width: int) -> list[tuple[str, RGB]]:
-    """Return the lines under a picture with their inks; a wrong answer is followed by the expected one."""
-    paragraphs = [(row.question, "text")]
-    if row.given is None:
-        paragraphs.append((row.expected, "faint"))
-    elif row.given == row.expected:
-        paragraphs.append((row.given, "right"))
-    else:
-        paragraphs += [(row.given.strip() or "(no answer)", "wrong"), (f"expected: {row.expected}", "faint")]
-    return [(line, _INK[ink]) for text, ink in paragraphs for line in _wrap(text, font, width)]
-
-
-def contact_sheet(rows: Sequence[SheetRow], columns: int = 4, tile: int = 256) -> Image.Image:
-    """Lay pictures out in a table, each above its question and answers: right ones green, wrong ones red."""
-    if not rows:
-        raise ValueError("rows=[] makes no contact sheet; pass at least one SheetRow")
-    columns = min(columns, len(rows))
-    gap, line_height = tile // 12, tile // 12
-    font = ImageFont.load_default(size=tile / 16)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ImportError("contact sheets need Pillow with FreeType; install a binary wheel: pip install pillow")
-    bands = [rows[start : start + columns] for start in range(0, len(rows), columns)]
-    texts = [[_sheet_lines(row, font, tile) for row in band] for band in bands]
-    heights = [tile + gap // 2 + line_height * max(map(len, band)) for band in texts]
-    sheet = Image.new("RGB", (gap + columns * (tile + gap), gap + sum(heights) + gap * len(bands)), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    top = gap
-    for band, band_texts, height in zip(bands, texts, heights, strict=True):
-        for column, (row, lines) in enumerate(zip(band, band_texts, strict=True)):
-            left = gap + column * (tile + gap)
-            sheet.paste(row.image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS), (left, top))
-            draw.rectangle((left, top, left + tile - 1, top + tile - 1), outline=_FRAME)
-            for number, (line, ink) in enumerate(lines):
-                draw.text((left, top + tile + gap // 2 + number * line_height), line, fill=ink, font=font)
-        top += height + gap
-    return sheet
