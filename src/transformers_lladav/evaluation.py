@@ -1,7 +1,6 @@
 """Exact match on the questions of `scenes`, beside the blind baseline: the same questions about wrong pictures."""
 
 import json
-import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import transformers
 from PIL import Image
 
 from . import scenes
+from .eval_metrics import wilson_interval
 from .files import write_text
 
 
@@ -42,10 +42,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval of the accuracy (Wilson, 1927)."""
-        n, share, z = self.questions, self.accuracy, 1.96
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return centre - spread, centre + spread
+        return wilson_interval(self.correct, self.questions)
 
 
 @dataclass(frozen=True)
