@@ -1,0 +1,255 @@
+"""The measurement behind the comparison with an autoregressive twin: its plan and samples, and that it goes on."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from transformers_lladav import suite
+from transformers_lladav.publishing import save_checkpoint
+from transformers_lladav.tiny_model import TinySizes, build_model, build_processor
+from transformers_lladav.twins import Lesson, fit
+
+FOLDER = Path(__file__).parent.parent / "model_cards"
+SMALL = TinySizes(patch_size=32, vision_hidden=16, vision_layers=1, text_hidden=16, text_layers=1)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+measure = load("measure_twins")
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tower") / "model"
+    folder.mkdir()
+    processor = build_processor(SMALL)
+    save_checkpoint(build_model(SMALL, processor), processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workshop(tower):
+    settings = measure.Settings(text_hidden=32, batch_size=2, questions=len(measure.KINDS), dialogue_questions=2)
+    return measure.Workshop(tower, settings, largest=4)
+
+
+def test_the_plan_has_both_twins_at_every_size_and_the_mask_at_the_largest():
+    arms = measure.plan([8, 2], 3)
+    assert len({arm.name for arm in arms}) == len(arms) == 2 * 2 * 3 + 3
+    assert [arm.samples for arm in arms if arm.group == "autoregressive"] == [2, 2, 2, 8, 8, 8]
+    masked = [arm for arm in arms if arm.conversation_mask]
+    assert {(arm.twin, arm.samples, arm.group) for arm in masked} == {("diffusion", 8, "conversation_mask")}
+    assert [arm.seed for arm in masked] == [0, 1, 2]
+
+
+def test_kinds_are_those_about_one_scene():
+    assert {"colour", "relation", "caption", "dialogue"} < set(measure.KINDS)
+    for item in suite.evaluation_set("test", 2 * len(measure.KINDS), measure.KINDS):
+        pictures = [part for message in item.messages for part in message["content"] if part["type"] == "image"]
+        assert len(pictures) == 1
+
+
+def test_no_picture_is_of_two_kinds_of_samples_and_words_have_none():
+    shown = [measure.sample("captions", 0), measure.sample("dialogues", 0), measure.sample("dialogues", 1)]
+    drawn = [sample["messages"][0]["content"][0]["image"].tobytes() for sample in shown]
+    assert len(set(drawn)) == 3
+    assert {part["type"] for message in measure.sample("words", 0)["messages"] for part in message["content"]} == {
+        "text"
+    }
+    firsts = sorted(measure.FIRST.values())
+    assert min(later - earlier for earlier, later in pairwise(firsts)) >= 10_000_000
+
+
+def test_the_canvas_holds_every_caption(workshop):
+    tokenizer = workshop.processor.tokenizer
+    captions = [item.answer for item in suite.evaluation_set("test", 200, ["caption"])]
+    lengths = [len(ids) for ids in tokenizer(captions, add_special_tokens=False).input_ids]
+    assert max(lengths) < measure.CANVAS
+    assert measure.CANVAS % measure.BLOCK == 0
+
+
+def test_twins_begin_with_the_same_weights(workshop):
+    one, other = workshop.untrained().state_dict(), workshop.untrained().state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not any("vision_tower" in name for name in one)
+
+
+def test_prompts_look_in_training_as_they_do_when_they_are_answered(workshop):
+    row, example = workshop.dialogues[0], measure.sample("dialogues", 0)
+    asked = workshop.asked([suite.Example("", "", example["messages"][:1], "")])[0]
+    length = asked.inputs["input_ids"].shape[1]
+    assert torch.equal(row.input_ids[:length], asked.inputs["input_ids"][0])
+    assert torch.equal(row.media["pixel_values"], asked.inputs["pixel_values"])
+    assert row.media["pixel_values"].shape == (1, 9, 16)
+
+
+def test_a_sample_that_may_be_cut_is_refused(workshop, monkeypatch):
+    (row,) = workshop.rows("words", 1, workshop.words_collator)
+    monkeypatch.setattr(measure, "MAX_LENGTH", len(row))
+    with pytest.raises(ValueError, match=f"words 0 fills all of MAX_LENGTH={len(row)} and may be cut; raise it"):
+        workshop.rows("words", 1, workshop.collator(answers_only=True))
+
+
+def test_questions_that_follow_on_others_are_asked_alone(workshop):
+    asked = workshop.asked(suite.evaluation_set("test", 4, ["dialogue", "count"]))
+    kinds = [[example.kind for example in part.examples] for part in asked]
+    assert kinds == [["count", "count"], ["dialogue"], ["dialogue"]]
+    assert [part.turns.unique().tolist() for part in asked] == [[0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("twin", measure.TWINS)
+def test_what_was_learned_by_heart_is_right(workshop, twin):
+    """The whole way: samples, training, answers, and how they are counted."""
+    example = suite.evaluation_set("test", 3, ["count"])[0]
+    example = replace(example, answer="three")
+    turns = [*example.messages, {"role": "assistant", "content": [{"type": "text", "text": example.answer}]}]
+    row = workshop.dialogue_collator.prepare({"messages": turns})
+    (asked,) = workshop.asked([example])
+    row = replace(row, media={**row.media, "pixel_values": asked.inputs["pixel_values"]})
+    model = workshop.untrained()
+    fit(model, workshop.dialogue_collator, [row] * 4, twin, Lesson(60, 4, 0.01))
+    found = measure.evaluate(model.eval(), measure.Arm(twin, 1, 0), [asked], workshop.processor.tokenizer)
+    assert set(found) == set(measure.MODES[twin])
+    for counts in found.values():
+        assert (counts["questions"], counts["correct"]) == (1, 1)
+        assert counts["kinds"]["count"] == {"questions": 1, "correct": 1, "passes": counts["passes"]}
+    tokens = len(workshop.processor.tokenizer("three", add_special_tokens=False).input_ids) + 1
+    passes = [counts["passes"] for counts in found.values()]
+    if twin == "autoregressive":
+        assert passes == [tokens]
+    else:
+        assert tokens <= passes[0] <= measure.BLOCK
+        assert 1 <= passes[1] <= passes[0]
+    wrong = replace(asked, examples=[replace(example, answer="two")])
+    again = measure.evaluate(model, measure.Arm(twin, 1, 0), [wrong], workshop.processor.tokenizer)
+    assert all(counts["correct"] == 0 for counts in again.values())
+
+
+def test_a_masked_arm_is_asked_with_its_mask(workshop, monkeypatch):
+    monkeypatch.setattr(measure, "CANVAS", 8)
+    used = []
+    real = measure.without_later_turns
+    monkeypatch.setattr(
+        measure, "without_later_turns", lambda model, turns: used.append(turns.unique().tolist()) or real(model, turns)
+    )
+    model = workshop.untrained().eval()
+    asked = workshop.asked(suite.evaluation_set("test", 2, ["dialogue", "count"]))
+    for masked in (False, True):
+        arm = measure.Arm("diffusion", 4, 0, masked)
+        measure.evaluate(model, arm, asked, workshop.processor.tokenizer)
+    assert used == [[0, 1]] * len(measure.MODES["diffusion"])
+
+
+def test_an_arm_begins_with_its_base_and_learns_from_its_samples(workshop, monkeypatch):
+    given = []
+    monkeypatch.setattr(measure, "fit", lambda *arguments: given.append(arguments) or [4.0, 2.0])
+    monkeypatch.setattr(measure, "evaluate", lambda model, arm, asked, tokenizer: len(asked))
+    base = {name: torch.full_like(weight, 0.5) for name, weight in workshop.untrained().state_dict().items()}
+    found = [
+        measure.train_arm(workshop, arm, base, print)
+        for arm in (
+            measure.Arm("autoregressive", 4, 0),
+            measure.Arm("diffusion", 3, 1),
+            measure.Arm("diffusion", 4, 2, conversation_mask=True),
+        )
+    ]
+    for model, collator, rows, _, lesson, _ in given:
+        assert all((weight == 0.5).all() for weight in model.state_dict().values())
+        assert [row.input_ids.tolist() for row in rows] == [
+            row.input_ids.tolist() for row in workshop.dialogues[: len(rows)]
+        ]
+        assert (collator.answer_canvas, collator.answers_only, collator.block_noise) == (measure.CANVAS, True, None)
+        assert lesson == workshop.settings.lesson(workshop.settings.steps)
+    assert [(len(rows), twin) for _, _, rows, twin, _, _ in given] == [
+        (4, "autoregressive"), (3, "diffusion"), (4, "diffusion"),
+    ]  # fmt: skip
+    assert [(collator.seed, collator.conversation_mask) for _, collator, *_ in given] == [
+        (0, False), (1, False), (2, True),
+    ]  # fmt: skip
+    assert [list(row["answered"]) for row in found] == [["test"], ["test"], ["test", "dialogues"]]
+    assert {row["loss"] for row in found} == {3.0}
+
+
+# The command
+
+
+def arguments(tower, tmp_path, *more):
+    return [
+        "--tower", str(tower), "--folder", str(tmp_path / "run"), "--output", str(tmp_path / "twins.json"),
+        "--sizes", "2", "3", "--seeds", "1", "--text-hidden", "16", "--words-steps", "1", "--alignment-steps", "1",
+        "--steps", "2", "--batch-size", "2", "--questions", str(len(measure.KINDS)), "--dialogue-questions", "2",
+        *more,
+    ]  # fmt: skip
+
+
+def test_a_run_goes_on_where_it_was_and_ends_with_a_document(tower, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "CANVAS", 8)  # untrained models fill it up
+    trained, bases = [], []
+    real_arm, real_base = measure.train_arm, measure.train_base
+
+    def train_arm(workshop, arm, *given):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(arm.name)
+        return real_arm(workshop, arm, *given)
+
+    def train_base(workshop, twin, *given):
+        bases.append(twin)
+        return real_base(workshop, twin, *given)
+
+    monkeypatch.setattr(measure, "train_base", train_base)
+    monkeypatch.setattr(measure, "train_arm", train_arm)
+    with pytest.raises(KeyboardInterrupt):
+        measure.main(arguments(tower, tmp_path, "--arms", "diffusion", "autoregressive"))
+    assert trained == ["diffusion-2-0", "diffusion-3-0"]
+    kept = (tmp_path / "run" / "arms" / "diffusion-2-0.json").read_bytes()
+
+    def train_rest(workshop, arm, *given):
+        trained.append(arm.name)
+        return real_arm(workshop, arm, *given)
+
+    monkeypatch.setattr(measure, "train_arm", train_rest)
+    assert measure.main(arguments(tower, tmp_path, "--arms", "autoregressive")) == 0
+    assert trained[2:] == ["autoregressive-2-0", "autoregressive-3-0"]
+    assert not (tmp_path / "twins.json").exists()
+    assert measure.main(arguments(tower, tmp_path)) == 0
+    assert trained[4:] == ["conversation_mask-3-0"]
+    assert bases == ["diffusion", "autoregressive"]
+    assert (tmp_path / "run" / "arms" / "diffusion-2-0.json").read_bytes() == kept
+    document = json.loads((tmp_path / "twins.json").read_text())
+    assert [arm["samples"] for arm in document["arms"]] == [2, 3, 2, 3, 3]
+    assert ["dialogues" in arm["answered"] for arm in document["arms"]] == [False, True, False, False, True]
+    for arm in document["arms"]:
+        assert set(arm["answered"]["test"]) == set(measure.MODES[arm["twin"]])
+        for counts in arm["answered"]["test"].values():
+            assert counts["questions"] == len(measure.KINDS) == len(counts["kinds"])
+            assert counts["passes"] >= counts["questions"]
+    assert document["settings"]["steps"] == 2
+    assert set(document["bases"]) == set(measure.TWINS)
+    assert str(tmp_path) not in json.dumps(document)
+
+
+def test_a_folder_of_other_settings_or_another_tower_is_refused(tower, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    measure.check_folder(folder, measure.Settings(), tower, 4)
+    measure.check_folder(folder, measure.Settings(), tower, 4)
+    with pytest.raises(ValueError, match=r"other settings \(steps=9 and not \d+\); pass another --folder"):
+        measure.check_folder(folder, measure.Settings(steps=9), tower, 4)
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"other settings \(tower_sha256=\w+ and not \w+\)"):
+        measure.check_folder(folder, measure.Settings(), other, 4)
+    with pytest.raises(ValueError, match=r"other settings \(largest=8 and not 4\)"):
+        measure.check_folder(folder, measure.Settings(), tower, 8)
