@@ -119,7 +119,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     """
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in record.items() if not name.endswith(("runtime", "per_second"))}
+        {name: value for name, value in record.items() if not name.endswith(("runtime", "second", "seconds"))}
         for record in records
         if "loss" in record or "eval_loss" in record
     ]

@@ -95,7 +95,7 @@ def fine_tune(
         from .run_settings import RunSettings
         from .train import Run
 
-        _use_threads(threads)
+        use_threads(threads)
         settings = RunSettings(
             model=model or str(BUNDLED_CHECKPOINT), data=data, output=output, eval_data=eval_data,
             held_out_share=hold_out, image_folder=image_folder, allow_outside=allow_outside, allow_urls=allow_urls,
@@ -155,7 +155,8 @@ def _check_choices(report_to: str, device: str) -> None:
             raise ValueError(f"{option} {value}; choose one of {', '.join(choices)}")
 
 
-def _use_threads(threads: int | None) -> None:
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads; as many as there are cores by default."""
     if threads is not None:
         import torch
 
@@ -207,7 +208,7 @@ def _train(run: Any) -> None:
             bar.update(task, completed=step, total=steps)
 
         def show_figures(record: dict[str, Any]) -> None:
-            if line := _figures(record):
+            if line := figures_line(record):
                 bar.console.print(line, highlight=False)
 
         outcome = run.train(show_step, show_figures)
@@ -224,7 +225,7 @@ def _train(run: Any) -> None:
     out.print(told, soft_wrap=True)
 
 
-def _figures(record: dict[str, Any]) -> str:
+def figures_line(record: dict[str, Any]) -> str:
     """A line of what was logged, nothing for what is of no interest to people."""
     shown = {"loss": "loss {:.4f}", "learning_rate": "rate {:.2e}", "grad_norm": "gradient {:.2f}"}
     held_out = {"eval_loss": "held-out loss {:.4f}", "eval_exact_match": "exact match {:.1%}"}

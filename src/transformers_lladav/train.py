@@ -166,6 +166,7 @@ class Run:
         settings: model, data, output.
         recipe: what to do.
         on_progress: gives, for what is being done, a function that is told how far it is.
+        data: examples that are made and not read; the settings' `data` is then only their name.
 
     Attributes:
         trainable: what trains, by part.
@@ -180,7 +181,11 @@ class Run:
     """
 
     def __init__(
-        self, settings: RunSettings, recipe: Recipe, on_progress: Callable[[str], Progress] | None = None
+        self,
+        settings: RunSettings,
+        recipe: Recipe,
+        on_progress: Callable[[str], Progress] | None = None,
+        data: TrainingData | None = None,
     ) -> None:
         _check_packages(settings.report_to)
         from accelerate import PartialState
@@ -189,7 +194,7 @@ class Run:
         self.state = PartialState(cpu=settings.device == "cpu")
         processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
         with self.state.main_process_first():
-            self.data = load_data(
+            self.data = data or load_data(
                 settings, recipe, processor, self.state.num_processes, on_progress if self.is_main else None
             )
         self.schedule = Schedule.of(recipe, self.data.facts["samples"], self.state.num_processes)

@@ -1,7 +1,9 @@
 """What happens around the steps of a run: assertions, guards, signals, records."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -101,8 +103,16 @@ class StopOnSignal(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
 
+def _times() -> tuple[float, float]:
+    """Seconds on the clock, and of processors."""
+    return time.monotonic(), sum(os.times()[:4])
+
+
 class Report(TrainerCallback):
     """Tells a caller how far a run is, and keeps all figures in `log.jsonl`.
+
+    Every record also has the `seconds` that the run took so far and its `cpu_seconds`, those of its first process and
+    of such as have ended, both without what came to nothing because the run was interrupted.
 
     Args:
         folder: of the run.
@@ -117,9 +127,13 @@ class Report(TrainerCallback):
         on_figures: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.folder, self.on_step, self.on_figures = folder, on_step, on_figures
+        self._since, self._before = _times(), (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell where the run begins, which is not at 0 if it is resumed, and forget figures of steps after that."""
+        self._since = _times()
+        if state.log_history:
+            self._before = tuple(state.log_history[-1].get(name, 0.0) for name in ("seconds", "cpu_seconds"))
         if state.is_world_process_zero:
             write_text(self.folder / LOG, "".join(json.dumps(record) + "\n" for record in state.log_history))
         self.on_step_end(args, state, control)
@@ -134,6 +148,8 @@ class Report(TrainerCallback):
         if not state.is_world_process_zero or not state.log_history:
             return
         record = state.log_history[-1]
+        taken = [before + now - since for before, now, since in zip(self._before, _times(), self._since, strict=True)]
+        record |= {"seconds": round(taken[0], 1), "cpu_seconds": round(taken[1], 1)}
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.on_figures is not None:

@@ -1,0 +1,69 @@
+"""The command that trains the bundled checkpoint from nothing: `lladav train tiny`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .cli_console import err, loading, out
+from .cli_training import STOPPED, figures_line, use_threads
+
+
+def tiny(
+    run: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="Folder of the runs; those found there go on.")
+    ] = Path("runs/tiny"),
+    all_stages: Annotated[
+        bool, typer.Option("--all-stages", help="Go through all stages, to the checkpoint.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="For the checkpoint; by default in --run.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+) -> None:
+    """Train the bundled checkpoint from nothing, in the paper's stages; by default the next one only.
+
+    The same command goes on with a run that was interrupted. No data are needed: pictures and questions are drawn.
+    """
+    with loading(show=False):
+        from .tiny_results import write_checkpoint, write_record
+        from .tiny_stages import PRETRAINING, STAGES, next_stage, train_stages
+
+        use_threads(threads)
+    stages = (*PRETRAINING, *STAGES)
+    table = Table("stage", "", "steps", "samples", box=None, pad_edge=False)
+    ahead = next_stage(run)
+    for number, stage in enumerate(stages):
+        recipe, steps = stage.recipe, stage.recipe.max_steps or 0
+        done = "" if number >= ahead else "done"
+        table.add_row(recipe.name, recipe.description, f"{steps:,}", f"{steps * recipe.global_batch_size:,}", done)
+    out.print(table)
+    until = len(stages) if all_stages else min(ahead + 1, len(stages))
+    name = TextColumn("{task.description}")
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+
+        def on_stage(stage: Any) -> dict[str, Any]:
+            task = bar.add_task(stage.recipe.name, total=stage.recipe.max_steps)
+            bar.console.print(Text(f"{stage.recipe.name}: {stage.recipe.description}", style="bold"))
+            return {
+                "on_step": lambda step, steps: bar.update(task, completed=step, total=steps),
+                "on_figures": lambda record: bar.console.print(figures_line(record), highlight=False),
+            }
+
+        outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers)
+    if outcomes[-1].interrupted is not None:
+        err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
+        sys.exit(STOPPED)
+    write_record(run, stages[:until])
+    if until < len(stages):
+        again = f"Repeat the command for {stages[until].recipe.name}, or give --all-stages to train to the end."
+        out.print(Text(f"{outcomes[-1].product} is trained. {again}"), soft_wrap=True)
+        return
+    folder = write_checkpoint(run, outcomes[-1], output or run / "checkpoint")
+    out.print(Text(f"Written to {folder}; try: lladav ask PICTURE QUESTION --model {folder}"), soft_wrap=True)

@@ -1,0 +1,95 @@
+"""What the tiny stages leave: the checkpoint as it is shipped, and a record of how it came about."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import new_folder, write_text
+from .modeling_lladav import LladaVForMaskedDiffusion
+from .processing_lladav import LladaVProcessor
+from .publishing import save_checkpoint
+from .splits import SUITE_VERSION
+from .tiny_stages import TinyStage
+from .train import Outcome
+from .training_callbacks import LOG
+from .training_results import RECIPE
+
+RECORD = "stages.json"
+POINTS = 60  # of a curve
+STEPS_KEPT = ("step", "loss", "seconds", "cpu_seconds", "colour", "shape", "character", "value")
+
+
+def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
+    """How a stage went.
+
+    Args:
+        folder: of the stage's run.
+        stage: what was trained.
+
+    Returns:
+        Its recipe, its seconds on the clock and of processors, and its curve, thinned out.
+    """
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record]
+    every = max(1, len(records) // POINTS)
+    curve = [records[number : number + every] for number in range(0, len(records), every)]
+    points = []
+    for group in curve:
+        point = {name: group[-1][name] for name in STEPS_KEPT if name in group[-1]}
+        points.append({**point, "loss": round(sum(record["loss"] for record in group) / len(group), 4)})
+    return {
+        "name": stage.recipe.name,
+        "description": stage.recipe.description,
+        "steps": records[-1]["step"],
+        "samples": records[-1]["step"] * stage.recipe.global_batch_size,
+        "seed": stage.recipe.seed,
+        "seconds": records[-1].get("seconds"),
+        "cpu_seconds": records[-1].get("cpu_seconds"),
+        "recipe": json.loads(stage.recipe.to_json()),
+        "curve": points,
+    }
+
+
+def write_record(folder: Path, stages: Sequence[TinyStage]) -> Path:
+    """Write down how the stages went.
+
+    Args:
+        folder: of the runs.
+        stages: those that are done.
+
+    Returns:
+        The JSON file, `stages.json` in the folder.
+    """
+    records = [record_of(folder / stage.recipe.name, stage) for stage in stages]
+    document = {
+        "command": "lladav train tiny --all-stages",
+        "suite_version": SUITE_VERSION,
+        "versions": {"torch": torch.__version__},
+        "stages": records,
+    }
+    write_text(folder / RECORD, json.dumps(document, indent=2) + "\n")
+    return folder / RECORD
+
+
+def write_checkpoint(folder: Path, outcome: Outcome, output: Path) -> Path:
+    """Write the last stage's product in bfloat16, with the recipes of all stages beside it.
+
+    Args:
+        folder: of the runs, with a record.
+        outcome: of the last stage.
+        output: where; an older checkpoint there is replaced when the new one is complete.
+
+    Returns:
+        The folder.
+    """
+    assert outcome.product is not None
+    model = LladaVForMaskedDiffusion.from_pretrained(outcome.product, dtype=torch.bfloat16)
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    recipes = {stage["name"]: stage["recipe"] for stage in record["stages"]}
+    with new_folder(output, replace=True) as scratch:
+        save_checkpoint(model, LladaVProcessor.from_pretrained(outcome.product), scratch)
+        write_text(scratch / RECIPE, json.dumps(recipes, indent=2) + "\n")
+    return output

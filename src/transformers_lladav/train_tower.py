@@ -1,0 +1,123 @@
+"""The first of the tiny stages as a run: transformers' Trainer around the vision tower and its reader."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+
+from .files import new_folder, write_text
+from .publishing import save_checkpoint
+from .recipes import Recipe
+from .run_settings import (
+    CHECKPOINTS,
+    RunSettings,
+    Schedule,
+    begin_or_continue,
+    finish_record,
+    is_finished,
+    training_arguments,
+)
+from .tiny_tower import HEADS, PatchPictures, TowerLesson
+from .train import Outcome
+from .trainer import WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
+from .training_callbacks import Report, StopOnSignal
+from .training_results import METRICS, MODEL, RECIPE
+
+MEASURED_PICTURES = 512
+
+
+class TowerTrainer(WholeCheckpoints):
+    """Trains a `TowerLesson`; logs how many patches are named right."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The lesson's loss; the shares of its last batch are kept."""
+        outputs = model(**inputs)
+        self.shares = dict(zip(HEADS, outputs["shares"].tolist(), strict=True))
+        return outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the shares of the last batch as well."""
+        super().log({**logs, **self.shares}, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The pictures in the order of their numbers."""
+        assert self.train_dataset is not None
+        workers = self.args.dataloader_num_workers
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, self.args.per_device_train_batch_size, num_workers=workers)
+        )
+
+
+def train_tower(
+    settings: RunSettings,
+    recipe: Recipe,
+    first: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
+    on_figures: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Train a checkpoint's tower on the suite's pictures.
+
+    Args:
+        settings: model and output; the data are the suite's.
+        recipe: gives steps, batch size and rates.
+        first: index of the first picture.
+        on_step: is told the step and how many there are.
+        on_figures: gets what is logged.
+
+    Returns:
+        What came of it; the metrics are the shares of patches whose content is named right, on the validation split.
+    """
+    folder, product = settings.output, settings.output / MODEL
+    assert recipe.max_steps is not None
+    count = recipe.max_steps * recipe.global_batch_size
+    begin_or_continue(settings, recipe, {"samples": count, "first": first})
+    remove_broken_checkpoints(folder / CHECKPOINTS)
+    if is_finished(folder) and (product / METRICS).is_file():
+        metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
+        return Outcome(product, metrics, recipe.max_steps, earlier=True)
+    processor = AutoProcessor.from_pretrained(settings.model)
+    torch.manual_seed(recipe.seed)
+    lesson = TowerLesson(AutoModelForImageTextToText.from_pretrained(settings.model, dtype=torch.float32))
+    for name, parameter in lesson.model.named_parameters():
+        parameter.requires_grad_("vision_tower" in name)
+    stop = StopOnSignal(lambda flag: flag)
+    trainer = TowerTrainer(
+        model=lesson,
+        args=training_arguments(settings, recipe, Schedule.of(recipe, count, devices=1), "fp32", evaluates=False),
+        train_dataset=PatchPictures(processor.image_processor, _patches(lesson.model), first, count),
+        callbacks=[Report(folder, on_step, on_figures), stop],
+    )
+    trainer.keep_checkpoints = recipe.keep_checkpoints
+    trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(folder / CHECKPOINTS)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        stop.release()
+    step = trainer.state.global_step
+    if stop.received is not None and step < recipe.max_steps:
+        return Outcome(None, {}, step, stop.received)
+    metrics = {"step": step, **_measure(lesson, processor)}
+    with new_folder(product, replace=True) as scratch:
+        save_checkpoint(lesson.model, processor, scratch)
+        write_text(scratch / RECIPE, recipe.to_json())
+        write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
+    finish_record(folder)
+    return Outcome(product, metrics, step)
+
+
+def _patches(model: Any) -> int:
+    """Along one side of a picture."""
+    vision = model.config.vision_config
+    return int(vision.image_size // vision.patch_size)
+
+
+@torch.no_grad()
+def _measure(lesson: TowerLesson, processor: Any) -> dict[str, float]:
+    """The shares of patches of the validation split whose content is named right."""
+    pictures = PatchPictures(processor.image_processor, _patches(lesson.model), 0, MEASURED_PICTURES, "validation")
+    batch = next(iter(DataLoader(pictures, MEASURED_PICTURES)))
+    return dict(zip(HEADS, lesson.eval()(**batch)["shares"].tolist(), strict=True))
