@@ -1,9 +1,9 @@
 """Compare masked diffusion with an autoregressive twin on the suite, at several data sizes, and two attention masks.
 
 The comparison of LLaDA-V with LLaMA3-V (arXiv:2505.16933, sections 4.2 and 4.3) in miniature, with everything equal
-but the objective: both twins start from the same random weights, learn the suite's words, align with the same frozen
-vision tower, and are then trained on more and more dialogues about pictures, with the same samples in the same order
-for the same number of steps. Writes results/twins.json, from which render_readme.py makes the table and the plot.
+but the objective: both twins start from the same random weights, learn to describe what the same frozen vision tower
+sees, and are then trained on more and more dialogues about pictures, with the same samples in the same order for the
+same number of steps. Writes results/twins.json, from which render_readme.py makes the table and the plot.
 What is finished stays in a folder, and a run that was interrupted goes on there.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import shlex
 import subprocess
 import sys
@@ -56,15 +57,14 @@ SAY_EVERY = 100
 Say = Callable[[str], None]
 
 # Numbers of the first picture of each kind of sample, in the train split: none is shown twice.
-FIRST = {"words": 600_000_000, "captions": 700_000_000, "dialogues": 800_000_000}
+FIRST = {"captions": 700_000_000, "dialogues": 800_000_000}
 
 
 def sample(kind: str, number: int) -> dict[str, Any]:
     """A sample about a scene.
 
     Args:
-        kind: "words" for questions about a scene that is told in words, which stand in for the paper's language
-            models; "captions" for its first stage; "dialogues" for questions about a picture.
+        kind: "captions" for texts that say all that a picture shows, "dialogues" for questions about it.
         number: from 0.
 
     Returns:
@@ -73,10 +73,9 @@ def sample(kind: str, number: int) -> dict[str, Any]:
     index = FIRST[kind] + number
     dialogue = suite.training_dialogue(index, FAMILIES)
     messages = dialogue.messages
-    if kind == "words":
-        messages = suite.chat([], suite.described(dialogue, index))
-    elif kind == "captions":
-        messages = suite.chat(dialogue.pictures, [("", suite.long_answer(dialogue.world).answer)])
+    if kind == "captions":
+        question = suite.long_answer(dialogue.world, random.Random(f"long {index}"))
+        messages = suite.chat(dialogue.pictures, [(question.text, question.answer)])
     return {"messages": messages, "source": f"{kind} {number}"}
 
 
@@ -86,8 +85,8 @@ class Settings:
 
     Attributes:
         text_hidden: width of the language model.
-        words_steps: on scenes that are told in words.
-        alignment_steps: of the projector, on captions.
+        captions: texts that the bases learn from.
+        base_steps: on them.
         steps: on dialogues about pictures.
         batch_size: samples of a step.
         learning_rate: at its highest.
@@ -96,8 +95,8 @@ class Settings:
     """
 
     text_hidden: int = 96
-    words_steps: int = 1200
-    alignment_steps: int = 500
+    captions: int = 16_000
+    base_steps: int = 3000
     steps: int = 500
     batch_size: int = 16
     learning_rate: float = 2e-3
@@ -194,7 +193,7 @@ class Workshop:
         model = build_model(sizes, self.processor)
         model.model.vision_tower = KeptFeatures()
         family = suite.FAMILIES["scene"]
-        pictures = [family.pictures(family.make("train", FIRST["words"] + index)) for index in range(4 * TOGETHER)]
+        pictures = [family.pictures(family.make("train", FIRST["captions"] + index)) for index in range(4 * TOGETHER)]
         fit_projector(model, self.seen(self.processor.image_processor(pictures, return_tensors="pt").pixel_values))
         return model
 
@@ -203,27 +202,16 @@ class Workshop:
         return Collator(self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", **options)
 
     @cached_property
-    def words_collator(self) -> Collator:
-        """How scenes in words become rows."""
-        return self.collator(answers_only=True)
-
-    @cached_property
-    def caption_collator(self) -> Collator:
-        """How captions become rows: a picture and its words, as in the paper's first stage."""
-        return self.collator(prompt="plain")
-
-    @cached_property
-    def dialogue_collator(self) -> Collator:
-        """How dialogues become rows, the last answer on the canvas that it is written on."""
+    def sample_collator(self) -> Collator:
+        """How samples become rows, the last answer on the canvas that it is written on."""
         return self.collator(answers_only=True, answer_canvas=CANVAS)
 
-    def rows(self, kind: str, count: int, collator: Collator) -> list[Row]:
+    def rows(self, kind: str, count: int) -> list[Row]:
         """The first samples of a kind as clean rows, with features in the place of pixels.
 
         Args:
             kind: see `sample`.
             count: how many.
-            collator: for the kind.
 
         Returns:
             A row for each.
@@ -233,7 +221,7 @@ class Workshop:
         """
         rows = []
         for number in range(count):
-            row = collator.prepare(sample(kind, number))
+            row = self.sample_collator.prepare(sample(kind, number))
             if row is None or len(row) >= MAX_LENGTH:
                 raise ValueError(f"{kind} {number} fills all of MAX_LENGTH={MAX_LENGTH} and may be cut; raise it")
             if "pixel_values" in row.media:
@@ -242,19 +230,14 @@ class Workshop:
         return rows
 
     @cached_property
-    def words(self) -> list[Row]:
-        """Scenes in words, a new one in every sample."""
-        return self.rows("words", self.settings.words_steps * self.settings.batch_size, self.words_collator)
-
-    @cached_property
     def captions(self) -> list[Row]:
-        """Captions, a new one in every sample."""
-        return self.rows("captions", self.settings.alignment_steps * self.settings.batch_size, self.caption_collator)
+        """What the bases learn from."""
+        return self.rows("captions", self.settings.captions)
 
     @cached_property
     def dialogues(self) -> list[Row]:
         """The largest set of dialogues."""
-        return self.rows("dialogues", self.largest, self.dialogue_collator)
+        return self.rows("dialogues", self.largest)
 
     def asked(self, examples: Sequence[suite.Example]) -> list[Asked]:
         """Make model inputs of questions: first ones together, those that follow on others one by one."""
@@ -268,9 +251,7 @@ class Workshop:
                 add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             )  # fmt: skip
             inputs["pixel_values"] = self.seen(inputs["pixel_values"])
-            made.append(
-                Asked(part, dict(inputs), conversation_ids(inputs["input_ids"][0], self.dialogue_collator.ids))
-            )
+            made.append(Asked(part, dict(inputs), conversation_ids(inputs["input_ids"][0], self.sample_collator.ids)))
         return made
 
     @cached_property
@@ -320,7 +301,7 @@ def mean_of_last(losses: Sequence[float], count: int = SAY_EVERY) -> float:
 
 
 def train_base(workshop: Workshop, twin: Twin, folder: Path, say: Say) -> None:
-    """Teach a twin the suite's words, and align a projector with the tower: what the paper calls base and stage 1.
+    """Teach a twin to describe what the tower sees, as its base for dialogues.
 
     Args:
         workshop: gives samples and settings.
@@ -328,17 +309,12 @@ def train_base(workshop: Workshop, twin: Twin, folder: Path, say: Say) -> None:
         folder: to write weights and facts to.
         say: takes a line of progress.
     """
-    settings, model = workshop.settings, workshop.untrained()
-    words = settings.lesson(settings.words_steps, trains=("language_model", "head"))
-    captions = settings.lesson(settings.alignment_steps, trains=("projector", "newline"))
-    phases = (
-        ("words", words, workshop.words_collator, workshop.words),
-        ("captions", captions, workshop.caption_collator, workshop.captions),
+    settings, model, rows = workshop.settings, workshop.untrained(), workshop.captions
+    started = time.process_time()
+    steps = telling(f"{twin} base", settings.base_steps, say)
+    losses = mean_of_last(
+        fit(model, workshop.sample_collator, rows, twin, settings.lesson(settings.base_steps), steps)
     )
-    started, losses = time.process_time(), {}
-    for kind, lesson, collator, rows in phases:
-        given = fit(model, collator, rows, twin, lesson, telling(f"{twin} base, {kind}", lesson.steps, say))
-        losses[kind] = mean_of_last(given)
     facts = {"cpu_seconds": time.process_time() - started, "loss": losses}
     with new_folder(folder) as scratch:
         save_file(model.state_dict(), scratch / "model.safetensors")
@@ -362,7 +338,7 @@ def train_arm(workshop: Workshop, arm: Arm, base: dict[str, torch.Tensor], say: 
         questions["dialogues"] = workshop.dialogue_questions
     model = workshop.untrained()
     model.load_state_dict(base)
-    collator = replace(workshop.dialogue_collator, seed=arm.seed, conversation_mask=arm.conversation_mask)
+    collator = replace(workshop.sample_collator, seed=arm.seed, conversation_mask=arm.conversation_mask)
     steps, started = workshop.settings.steps, time.process_time()
     losses = fit(model, collator, rows, arm.twin, workshop.settings.lesson(steps), telling(arm.name, steps, say))
     trained = time.process_time()

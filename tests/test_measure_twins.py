@@ -61,13 +61,10 @@ def test_kinds_are_those_about_one_scene():
         assert len(pictures) == 1
 
 
-def test_no_picture_is_of_two_kinds_of_samples_and_words_have_none():
+def test_no_picture_is_of_two_kinds_of_samples():
     shown = [measure.sample("captions", 0), measure.sample("dialogues", 0), measure.sample("dialogues", 1)]
     drawn = [sample["messages"][0]["content"][0]["image"].tobytes() for sample in shown]
     assert len(set(drawn)) == 3
-    assert {part["type"] for message in measure.sample("words", 0)["messages"] for part in message["content"]} == {
-        "text"
-    }
     firsts = sorted(measure.FIRST.values())
     assert min(later - earlier for earlier, later in pairwise(firsts)) >= 10_000_000
 
@@ -96,10 +93,10 @@ def test_prompts_look_in_training_as_they_do_when_they_are_answered(workshop):
 
 
 def test_a_sample_that_may_be_cut_is_refused(workshop, monkeypatch):
-    (row,) = workshop.rows("words", 1, workshop.words_collator)
+    (row,) = workshop.rows("dialogues", 1)
     monkeypatch.setattr(measure, "MAX_LENGTH", len(row))
-    with pytest.raises(ValueError, match=f"words 0 fills all of MAX_LENGTH={len(row)} and may be cut; raise it"):
-        workshop.rows("words", 1, workshop.collator(answers_only=True))
+    with pytest.raises(ValueError, match=f"dialogues 0 fills all of MAX_LENGTH={len(row)} and may be cut; raise it"):
+        workshop.rows("dialogues", 1)
 
 
 def test_questions_that_follow_on_others_are_asked_alone(workshop):
@@ -115,11 +112,11 @@ def test_what_was_learned_by_heart_is_right(workshop, twin):
     example = suite.evaluation_set("test", 3, ["count"])[0]
     example = replace(example, answer="three")
     turns = [*example.messages, {"role": "assistant", "content": [{"type": "text", "text": example.answer}]}]
-    row = workshop.dialogue_collator.prepare({"messages": turns})
+    row = workshop.sample_collator.prepare({"messages": turns})
     (asked,) = workshop.asked([example])
     row = replace(row, media={**row.media, "pixel_values": asked.inputs["pixel_values"]})
     model = workshop.untrained()
-    fit(model, workshop.dialogue_collator, [row] * 4, twin, Lesson(60, 4, 0.01))
+    fit(model, workshop.sample_collator, [row] * 4, twin, Lesson(60, 4, 0.01))
     found = measure.evaluate(model.eval(), measure.Arm(twin, 1, 0), [asked], workshop.processor.tokenizer)
     assert set(found) == set(measure.MODES[twin])
     for counts in found.values():
@@ -188,7 +185,7 @@ def test_an_arm_begins_with_its_base_and_learns_from_its_samples(workshop, monke
 def arguments(tower, tmp_path, *more):
     return [
         "--tower", str(tower), "--folder", str(tmp_path / "run"), "--output", str(tmp_path / "twins.json"),
-        "--sizes", "2", "3", "--seeds", "1", "--text-hidden", "16", "--words-steps", "1", "--alignment-steps", "1",
+        "--sizes", "2", "3", "--seeds", "1", "--text-hidden", "16", "--captions", "4", "--base-steps", "1",
         "--steps", "2", "--batch-size", "2", "--questions", str(len(measure.KINDS)), "--dialogue-questions", "2",
         *more,
     ]  # fmt: skip

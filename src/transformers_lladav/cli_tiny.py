@@ -32,18 +32,17 @@ def tiny(
     """
     with loading(show=False):
         from .tiny_results import write_checkpoint, write_record
-        from .tiny_stages import PRETRAINING, STAGES, next_stage, train_stages
+        from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
-    stages = (*PRETRAINING, *STAGES)
     table = Table("stage", "", "steps", "samples", box=None, pad_edge=False)
     ahead = next_stage(run)
-    for number, stage in enumerate(stages):
+    for number, stage in enumerate(STAGES):
         recipe, steps = stage.recipe, stage.recipe.max_steps or 0
         done = "" if number >= ahead else "done"
         table.add_row(recipe.name, recipe.description, f"{steps:,}", f"{steps * recipe.global_batch_size:,}", done)
     out.print(table)
-    until = len(stages) if all_stages else min(ahead + 1, len(stages))
+    until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
@@ -60,9 +59,9 @@ def tiny(
     if outcomes[-1].interrupted is not None:
         err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
         sys.exit(STOPPED)
-    write_record(run, stages[:until])
-    if until < len(stages):
-        again = f"Repeat the command for {stages[until].recipe.name}, or give --all-stages to train to the end."
+    write_record(run, STAGES[:until])
+    if until < len(STAGES):
+        again = f"Repeat the command for {STAGES[until].recipe.name}, or give --all-stages to train to the end."
         out.print(Text(f"{outcomes[-1].product} is trained. {again}"), soft_wrap=True)
         return
     folder = write_checkpoint(run, outcomes[-1], output or run / "checkpoint")

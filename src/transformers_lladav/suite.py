@@ -17,7 +17,7 @@ from PIL import Image
 
 from .charts import Chart, make_chart, render_chart
 from .scene_changes import SceneChange, ask_change, ask_fuller, make_change
-from .scene_questions import ASKERS, Question, caption, reading
+from .scene_questions import ASKERS, Question
 from .shape_scenes import COLOURS, Scene, make_scene, render_scene
 from .signs import Sign, make_sign, render_sign
 from .splits import SPLIT_SEEDS, split_seed
@@ -266,11 +266,20 @@ FAMILY_WEIGHTS: dict[str, dict[str, float]] = {
 }
 
 
-def long_answer(world: World) -> Question:
-    """The question whose answer says all that a picture shows."""
-    rng = random.Random(0)
+def long_answer(world: World, rng: random.Random) -> Question:
+    """A question whose answer says all that a picture shows.
+
+    Args:
+        world: what it shows.
+        rng: chooses between describing a scene and reading its grid.
+
+    Returns:
+        The question.
+    """
     if isinstance(world, Scene):
-        return Question("caption", "Describe the picture.", caption(world))
+        question = ASKERS[rng.choice(("caption", "reading"))](world, rng)
+        assert question is not None  # every scene can be described
+        return question
     if isinstance(world, Sign):
         return _ask_ocr(world, rng)
     return _ask_bars(world, rng) if isinstance(world, Chart) else ask_change(world, rng)
@@ -299,7 +308,7 @@ def training_dialogue(
     world = family.make("train", index)
     tagged = rng.random() < reasoned
     if name == "scene" and not tagged and rng.random() < long:
-        asked = [family.askers[rng.choice(("caption", "reading"))](world, rng)]
+        asked: list[Question | None] = [long_answer(world, rng)]
     else:
         weights = FAMILY_WEIGHTS[name]
         wanted = rng.choices(list(weights), list(weights.values()), k=turns)
@@ -309,27 +318,8 @@ def training_dialogue(
         if question is not None:
             _tell(told, question, tagged, rng)
     if not told:
-        _tell(told, long_answer(world), tagged, rng)
+        _tell(told, long_answer(world, rng), tagged, rng)
     return Dialogue(family.pictures(world), list(told.items()), world)
-
-
-def described(dialogue: Dialogue, seed: int) -> list[tuple[str, str]]:
-    """The turns of a dialogue with its pictures told in words, before the first question.
-
-    Args:
-        dialogue: with pictures.
-        seed: of the wording.
-
-    Returns:
-        Question and answer of each turn.
-    """
-    world, rng = dialogue.world, random.Random(f"words {seed}")
-    scenes = (
-        [world] if isinstance(world, Scene) else [world.before, world.after] if isinstance(world, SceneChange) else []
-    )
-    words = ". ".join(rng.choice((caption, reading))(scene) for scene in scenes) or getattr(world, "layout", "")
-    (question, answer), *others = dialogue.turns
-    return [(f"{words}. {question}", answer), *others]
 
 
 def _tell(told: dict[str, str], question: Question, tagged: bool, rng: random.Random) -> None:

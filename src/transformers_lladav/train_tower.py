@@ -20,7 +20,7 @@ from .run_settings import (
     is_finished,
     training_arguments,
 )
-from .tiny_tower import HEADS, PatchPictures, TowerLesson
+from .tiny_tower import HEADS, PatchPictures, TowerLesson, fit_projector
 from .train import Outcome
 from .trainer import WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
 from .training_callbacks import Report, StopOnSignal
@@ -30,7 +30,13 @@ MEASURED_PICTURES = 512
 
 
 class TowerTrainer(WholeCheckpoints):
-    """Trains a `TowerLesson`; logs how many patches are named right."""
+    """Trains a `TowerLesson`; logs how many patches are named right.
+
+    Attributes:
+        shares: of the patches of the last batch, by head.
+    """
+
+    shares: dict[str, float] = {}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The lesson's loss; the shares of its last batch are kept."""
@@ -58,7 +64,7 @@ def train_tower(
     on_step: Callable[[int, int], None] | None = None,
     on_figures: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Train a checkpoint's tower on the suite's pictures.
+    """Train a checkpoint's tower on the suite's pictures, and fit its projector to what the tower then says.
 
     Args:
         settings: model and output; the data are the suite's.
@@ -100,7 +106,7 @@ def train_tower(
     step = trainer.state.global_step
     if stop.received is not None and step < recipe.max_steps:
         return Outcome(None, {}, step, stop.received)
-    metrics = {"step": step, **_measure(lesson, processor)}
+    metrics = {"step": step, **_finish(lesson, processor, recipe.seed)}
     with new_folder(product, replace=True) as scratch:
         save_checkpoint(lesson.model, processor, scratch)
         write_text(scratch / RECIPE, recipe.to_json())
@@ -116,8 +122,10 @@ def _patches(model: Any) -> int:
 
 
 @torch.no_grad()
-def _measure(lesson: TowerLesson, processor: Any) -> dict[str, float]:
-    """The shares of patches of the validation split whose content is named right."""
+def _finish(lesson: TowerLesson, processor: Any, seed: int) -> dict[str, float]:
+    """Fit the projector, and return the shares of patches of the validation split whose content is named right."""
     pictures = PatchPictures(processor.image_processor, _patches(lesson.model), 0, MEASURED_PICTURES, "validation")
     batch = next(iter(DataLoader(pictures, MEASURED_PICTURES)))
+    torch.manual_seed(seed)
+    fit_projector(lesson.model, batch["pixel_values"])
     return dict(zip(HEADS, lesson.eval()(**batch)["shares"].tolist(), strict=True))
