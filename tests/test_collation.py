@@ -317,6 +317,23 @@ def test_every_answer_gets_a_canvas_where_all_are_to(processor):
     assert every.turns[first[0] : first[1]].tolist() == [0] * (first[1] - first[0])
 
 
+def test_one_of_several_canvases_is_drawn_for_every_answer(processor):
+    sizes = (8, 16, 64)
+    collator = Collator(processor, answers_only=True, answer_canvas=sizes, canvas_turns="all")
+    words = (Collator(processor, answers_only=True).prepare(TURNS).labels != IGNORED).int()
+    edges = torch.diff(words, prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    lengths = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    expected = {tuple(-(-length // size) * size for length, size in zip(lengths, drawn, strict=True))
+                for drawn in itertools.product(sizes, repeat=2)}  # fmt: skip
+    found = set()
+    for epoch in range(100):
+        row, again = (collator.prepare(numbered([TURNS], epoch)[0]) for _ in range(2))
+        assert torch.equal(row.input_ids, again.input_ids)
+        edges = torch.diff((row.labels != IGNORED).int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()
+        found.add(tuple((edges[1::2] - edges[::2]).flatten().tolist()))
+    assert found == expected
+
+
 def test_answers_are_hidden_by_blocks_when_asked_for(processor):
     collator = Collator(processor, answers_only=True, answer_canvas=8, canvas_turns="all", block_noise=8)
     row = collator.prepare(TURNS)

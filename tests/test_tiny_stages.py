@@ -110,7 +110,7 @@ def test_the_checkpoint_is_the_last_stage_in_half_precision_with_all_recipes(run
     assert list(recipes) == ["tower", "stage1", "stage2", "stage2b", "stage3"]
     assert recipes["stage1"]["trains"] == ["projector", "newline", "language_model", "head"]
     config = json.loads((tmp_path / "checkpoint" / "generation_config.json").read_text())
-    assert (config["block_length"], config["max_new_tokens"]) == (8, 32)
+    assert (config["block_length"], config["max_new_tokens"]) == (8, 48)
 
 
 def test_a_record_tells_steps_times_and_curve(run):

@@ -75,7 +75,8 @@ class Collator:
             picture was a single token. What is then missing to the longest row is padding that is not learned.
         answer_canvas: fill a sample's last answer up with end tokens to a multiple of so many tokens, as `generate`
             writes it, so that the number of masks does not tell how long it is (LLaDA, arXiv:2502.09992, section 2.3,
-            learns ends in the same way). Each counts `END_WEIGHT` of an answer's token.
+            learns ends in the same way). Each counts `END_WEIGHT` of an answer's token. One of several lengths is
+            drawn for every answer, for a model that is to answer on any of them.
         canvas_turns: fill up the last answer, or all of them: in a conversation of several short ones that are
             learned at once, each then looks as it does when it is written.
         block_noise: hide answers as `generate` meets them with this block length, each by draws of its own, and not
@@ -102,7 +103,7 @@ class Collator:
     too_long: Literal["error", "drop"] = "error"
     answers_only: bool = False
     train_on_padding: bool = False
-    answer_canvas: int | None = None
+    answer_canvas: int | tuple[int, ...] | None = None
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
     conversation_mask: bool = False
@@ -124,7 +125,7 @@ class Collator:
         if self.packing and self.train_on_padding:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
         if self.answer_canvas is not None:
-            self._check_canvas(self.answer_canvas)
+            self._check_canvas()
         if self.canvas_turns not in ("last", "all"):
             raise ValueError(f'canvas_turns={self.canvas_turns!r}; choose "last" or "all"')
         if self.block_noise is not None and (self.block_noise < 1 or self.complementary):
@@ -140,8 +141,15 @@ class Collator:
             )
         self.ids = PromptIds.from_processor(self.processor)
 
-    def _check_canvas(self, canvas: int) -> None:
-        if canvas < 1:
+    @property
+    def _canvases(self) -> tuple[int, ...]:
+        """The lengths that an answer's canvas may have."""
+        canvas = self.answer_canvas
+        return () if canvas is None else canvas if isinstance(canvas, tuple) else (canvas,)
+
+    def _check_canvas(self) -> None:
+        canvas = self.answer_canvas
+        if min(self._canvases, default=0) < 1:
             raise ValueError(f"answer_canvas={canvas}; a canvas holds at least one token: pass more, or None")
         if self.train_on_padding:
             raise ValueError(
@@ -220,15 +228,17 @@ class Collator:
             number=None if index is None else (epoch or 0, index),
             worth=torch.ones(len(input_ids)),
         )
-        return row if self.answer_canvas is None else self._on_canvas(row, self.answer_canvas)
+        return self._on_canvas(row) if self._canvases else row
 
-    def _on_canvas(self, row: Row, canvas: int) -> Row:
+    def _on_canvas(self, row: Row) -> Row:
         """Fill the last answer up with ends, or all of them, as far as there is room."""
-        messages = [m for m in message_spans(row.input_ids, self.ids)]
+        messages = list(message_spans(row.input_ids, self.ids))
         if not messages or messages[-1].role != self.ids.assistant or int(row.input_ids[-1]) != self.ids.end:
             return row  # somebody else has the last word, or it was cut
+        generator = self._generator(row, "canvas")
         for message in reversed(messages if self.canvas_turns == "all" else messages[-1:]):
             if message.role == self.ids.assistant:
+                canvas = self._canvases[int(torch.randint(len(self._canvases), (1,), generator=generator))]
                 count = -(message.end - text_start(row.input_ids, message, self.ids)) % canvas
                 if self.max_length is not None:
                     count = min(count, self.max_length - len(row))
@@ -304,10 +314,12 @@ class Collator:
             return fixed_noise(len(row), self.seed, row.number[1])
         return training_noise(len(row), None if row.number is None else numbered_generator(self.seed, *row.number))
 
-    def _draw_of(self, row: Row) -> tuple[int, int]:
-        """What a row's noise is drawn from: epoch and number, the same in every epoch for an evaluation."""
-        assert row.number is not None
-        return (0, row.number[1]) if self.fixed_noise else row.number
+    def _generator(self, row: Row, what: str) -> torch.Generator | None:
+        """Where draws for a row come from: its number, without the epoch for an evaluation."""
+        if row.number is None:
+            return None
+        epoch, index = row.number
+        return numbered_generator(self.seed, what, 0 if self.fixed_noise else epoch, index)
 
     def add_noise(self, row: Row, noise: Noise) -> list[Row]:
         """Hide tokens of a row by given draws.
@@ -323,8 +335,8 @@ class Collator:
         scale = _scale(row)
         views: tuple[NoisedBatch, ...]
         if self.block_noise is not None:
-            generator = None if row.number is None else numbered_generator(self.seed, "blocks", *self._draw_of(row))
-            views = (hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, generator),)
+            drawn = self._generator(row, "blocks")
+            views = (hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, drawn),)
             scale = torch.ones(len(row))
         elif self.complementary:
             views = complementary_views(*given, noise, *tokens)

@@ -77,7 +77,7 @@ class Recipe:
             there, which the official inference leaves out; the recipes of ours train what is asked afterwards.
         answers_only: learn the assistant's words and their ends, and nothing else; officially headers are learned too.
         answer_canvas: fill answers up with learned end tokens to a multiple of so many tokens, as `generate` writes
-            them; see `Collator`.
+            them, or of one of several numbers; see `Collator`.
         canvas_turns: which answers are filled up, the "last" one or "all"; see `Collator`.
         block_noise: hide answers as `generate` meets them with this block length; the official training, and we by
             default, hide any of their tokens.
@@ -119,7 +119,7 @@ class Recipe:
     prompt: Literal["chat", "plain"] = "chat"
     image_separator: str = ""
     answers_only: bool = True
-    answer_canvas: int | None = 64
+    answer_canvas: int | tuple[int, ...] | None = 64
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
     train_on_padding: bool = False
@@ -138,11 +138,14 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
             _at_least(1, name, getattr(self, name))
-        for name in ("max_steps", "checkpoint_every", "patience", "answer_canvas", "block_noise"):
+        for name in ("max_steps", "checkpoint_every", "patience", "block_noise"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         for name in ("eval_answers", "weight_decay"):
             _at_least(0, name, getattr(self, name))
+        if self.answer_canvas is not None:
+            canvases = self.answer_canvas if isinstance(self.answer_canvas, tuple) else (self.answer_canvas,)
+            _at_least(1, "answer_canvas", min(canvases, default=0))
         for name in ("learning_rate", "vision_learning_rate", "epochs", "max_grad_norm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}; pass more than 0")

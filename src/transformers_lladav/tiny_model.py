@@ -20,7 +20,7 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 VOCABULARY = 560
 BLOCK_LENGTH = 8
-CANVAS = 32
+CANVAS = 48  # holds a caption of five objects
 
 
 @dataclass(frozen=True)

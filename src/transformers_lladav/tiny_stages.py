@@ -29,6 +29,8 @@ from .tiny_model import TinySizes, build_model, build_processor
 from .train import Outcome, Run, TrainingData
 from .train_tower import train_tower
 
+# Answers are written on canvases of any length, which must not tell how long they are.
+CANVASES = (8, 8, 8, 16, 48)
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
@@ -94,17 +96,17 @@ STAGES: tuple[TinyStage, ...] = (
         captions=True,
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture.", 3500),
+        _stage("stage2", "Questions about one picture.", 3500, answer_canvas=CANVASES),
         families={"scene": 5.0, "sign": 2.5, "chart": 2.0},
     ),
     TinyStage(
-        _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=6e-4),
+        _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=6e-4, answer_canvas=CANVASES),
         families={"scene": 4.0, "sign": 2.0, "chart": 2.0, "change": 3.0},
         first=100_000_000,
     ),
     TinyStage(
         _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, canvas_turns="last",
-               answer_canvas=32),
+               answer_canvas=48),
         families={"scene": 5.0, "sign": 2.0, "chart": 2.0, "change": 1.5},
         first=200_000_000,
         reasoned=0.4,
