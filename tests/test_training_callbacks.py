@@ -125,8 +125,21 @@ def test_figures_are_told_and_written(tmp_path, state, control):
     report.on_log(ARGS, state, control)
     report.on_step_end(ARGS, state, control)
     assert steps == [(4, 8), (4, 8)]
-    assert figures == [{"loss": 1.5, "step": 4}]
+    (record,) = figures
+    assert (record["loss"], record["step"]) == (1.5, 4)
+    assert record["seconds"] >= 0
+    assert record["cpu_seconds"] >= 0
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == figures
+
+
+def test_seconds_go_on_where_an_interrupted_run_was_saved(tmp_path, state, control):
+    state.log_history = [{"loss": 2.0, "step": 3, "seconds": 100.0, "cpu_seconds": 150.0}]
+    report = Report(tmp_path)
+    report.on_train_begin(ARGS, state, control)
+    state.log_history.append({"loss": 1.5, "step": 4})
+    report.on_log(ARGS, state, control)
+    assert 100 <= state.log_history[-1]["seconds"] < 160
+    assert 150 <= state.log_history[-1]["cpu_seconds"] < 210
 
 
 def test_figures_of_steps_that_are_done_again_are_forgotten(tmp_path, state, control):
