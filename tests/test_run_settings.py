@@ -230,6 +230,8 @@ EFFECTS = {
     "image_separator": ("\n", lambda t: after_picture(t), "\n"),
     "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + "a red square at the top right<|eot_id|>"),
     "answer_canvas": (6, lambda t: learnable(t), "a red square at the top right" + 5 * "<|eot_id|>"),
+    "canvas_turns": ("all", lambda t: t.data_collator.canvas_turns, "all"),
+    "block_noise": (8, lambda t: t.data_collator.block_noise, 8),
     "train_on_padding": (True, lambda t: filled(t), True),
     "conversation_mask": (True, lambda t: "conversation_ids" in first_batch(t), True),
     "complementary": (True, rows, 8),
