@@ -103,9 +103,9 @@ class Settings:
     questions: int = 360
     dialogue_questions: int = 240
 
-    def lesson(self, steps: int, **changes: Any) -> Lesson:
+    def lesson(self, steps: int) -> Lesson:
         """How a phase of so many steps is trained."""
-        return Lesson(steps, self.batch_size, self.learning_rate, **changes)
+        return Lesson(steps, self.batch_size, self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,13 @@ class Workshop:
         fit_projector(model, self.seen(self.processor.image_processor(pictures, return_tensors="pt").pixel_values))
         return model
 
-    def collator(self, **options: Any) -> Collator:
-        """A collator whose prompts look as they do when they are answered."""
-        return Collator(self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", **options)
-
     @cached_property
     def sample_collator(self) -> Collator:
-        """How samples become rows, the last answer on the canvas that it is written on."""
-        return self.collator(answers_only=True, answer_canvas=CANVAS)
+        """How samples become rows: prompts as they are when they are answered, the last answer on its canvas."""
+        return Collator(
+            self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", answers_only=True,
+            answer_canvas=CANVAS,
+        )  # fmt: skip
 
     def rows(self, kind: str, count: int) -> list[Row]:
         """The first samples of a kind as clean rows, with features in the place of pixels.

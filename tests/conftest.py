@@ -22,7 +22,14 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 import parity
-from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVImageProcessor, LladaVProcessor
+from transformers_lladav import (
+    BUNDLED_CHECKPOINT,
+    LladaVConfig,
+    LladaVForMaskedDiffusion,
+    LladaVImageProcessor,
+    LladaVProcessor,
+    asking,
+)
 
 torch.set_num_threads(1)
 
@@ -230,3 +237,10 @@ def tiny_model() -> Callable[..., LladaVForMaskedDiffusion]:
         return LladaVForMaskedDiffusion(tiny_config(**changes)).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def bundled() -> asking.Assistant:
+    """The bundled checkpoint in float32 with its processor; do not change it."""
+    model = LladaVForMaskedDiffusion.from_pretrained(BUNDLED_CHECKPOINT, dtype=torch.float32).eval()
+    return asking.Assistant(model, LladaVProcessor.from_pretrained(BUNDLED_CHECKPOINT))

@@ -7,7 +7,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from test_eval_asking import write_colours
+from eval_samples import write_colours
 from transformers_lladav import BUNDLED_CHECKPOINT, asking, eval_run
 from transformers_lladav.cli_evaluation import evaluate
 from transformers_lladav.eval_asking import Asking

@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from test_eval_asking import COLOURS, Knower, bundled, write_colours, write_records  # noqa: F401
+from eval_samples import COLOURS, Knower, write_colours, write_records
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion, LladaVProcessor, eval_run
 from transformers_lladav.eval_asking import Asking
 from transformers_lladav.eval_folder import read_answers
@@ -34,7 +34,7 @@ def settings(tmp_path):
 
 
 @pytest.fixture
-def knower(bundled, settings, monkeypatch):  # noqa: F811
+def knower(bundled, settings, monkeypatch):
     """Answers in the place of a model that is loaded."""
     model = Knower(bundled, open_tasks(settings.tasks))
     loaded = SimpleNamespace(model=model, processor=bundled.processor)
@@ -348,7 +348,7 @@ assert (outcome is None) == (os.environ["RANK"] == "1")
 
 
 def test_two_processes_go_on_with_what_one_began_and_end_with_what_one_would(
-    settings, bundled, kill_after, monkeypatch, tmp_path  # noqa: F811
+    settings, bundled, kill_after, monkeypatch, tmp_path
 ):  # fmt: skip
     from test_distributed import free_port, run
 

@@ -101,7 +101,8 @@ MAY_IMPORT = {
     "recipe_changes": {"recipes"},
     "trainable": {"recipes"},
     "held_out": {"media"},
-    "run_settings": {"files", "recipes"},
+    "run_records": set(),
+    "run_settings": {"files", "recipes", "run_records"},
     "training_model": {"adapter_fit", "quantization", "recipes", "trainable"},
     "training_callbacks": {"files", "trainable"},
     "trainer": {"batches", "collation", "files", "held_out", "recipes", "samples", "trainable"},
@@ -147,7 +148,7 @@ MAY_IMPORT = {
         "presets_lladav",
         "prompt_view",
     },
-    "eval_folder": {"eval_asking", "files"},
+    "eval_folder": {"eval_asking", "files", "run_records"},
     "eval_results": {
         "contact_sheets",
         "eval_asking",
@@ -192,7 +193,8 @@ MAY_IMPORT = {
     | {"files", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model", "tiny_tower", "train"}
     | {"train_tower"},
     "tiny_results": SHIPPED
-    | {"files", "publishing", "splits", "tiny_stages", "train", "training_callbacks", "training_results"},
+    | {"files", "publishing", "splits", "tiny_stages", "tiny_tower", "train"}
+    | {"training_callbacks", "training_results"},
     "cli_tiny": {"cli_console", "cli_training", "tiny_results", "tiny_stages"},
     "tiny": SHIPPED | {"recipes", "scenes"},
     "train_tiny": {"evaluation", "files", "publishing", "recipes", "tiny"},

@@ -35,7 +35,7 @@ def tiny(
         from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
-    table = Table("stage", "", "steps", "samples", box=None, pad_edge=False)
+    table = Table("stage", "", "steps", "samples", "", box=None, pad_edge=False)
     ahead = next_stage(run)
     for number, stage in enumerate(STAGES):
         recipe, steps = stage.recipe, stage.recipe.max_steps or 0
@@ -47,12 +47,16 @@ def tiny(
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
 
+        def show_figures(record: dict[str, Any]) -> None:
+            if line := figures_line(record):
+                bar.console.print(line, highlight=False)
+
         def on_stage(stage: Any) -> dict[str, Any]:
             task = bar.add_task(stage.recipe.name, total=stage.recipe.max_steps)
             bar.console.print(Text(f"{stage.recipe.name}: {stage.recipe.description}", style="bold"))
             return {
                 "on_step": lambda step, steps: bar.update(task, completed=step, total=steps),
-                "on_figures": lambda record: bar.console.print(figures_line(record), highlight=False),
+                "on_figures": show_figures,
             }
 
         outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers)

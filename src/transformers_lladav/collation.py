@@ -326,7 +326,7 @@ class Collator:
 
         Args:
             row: a clean row.
-            noise: its draws.
+            noise: its draws; blocks have draws of their own.
 
         Returns:
             One noised row, or two complementary ones.

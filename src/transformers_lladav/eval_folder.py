@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from .eval_asking import Answer, Key
 from .files import LOCK, write_text
+from .run_records import differences
 
 SETTINGS, ANSWERS = "settings.json", "answers.jsonl"
 
@@ -35,21 +36,11 @@ def check_folder(folder: Path, record: Mapping[str, Any]) -> None:
             )
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if differences := list(_differences(earlier, record)):
+    if found := list(differences(earlier, record)):
         raise ValueError(
-            f"{folder} holds another evaluation: {'; '.join(differences[:5])}. Repeat the command it was begun with "
+            f"{folder} holds another evaluation: {'; '.join(found[:5])}. Repeat the command it was begun with "
             "to go on, or choose another --output folder"
         )
-
-
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What two records disagree in, in words."""
-    for name in [*earlier, *(name for name in now if name not in earlier)]:
-        old, new = earlier.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} was {json.dumps(old)} and is {json.dumps(new)}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from .files import write_text
 from .recipes import Recipe
+from .run_records import differences
 
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -140,15 +141,6 @@ def training_arguments(
     os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision, precision)
     on_gpu = settings.device == "auto" and torch.cuda.is_available()
     workers = settings.workers if settings.workers is not None else (min(4, os.cpu_count() or 1) if on_gpu else 0)
-    options: dict[str, Any] = {}
-    if evaluates:
-        options = {
-            "eval_strategy": "steps",
-            "eval_steps": schedule.checkpoint_every,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{recipe.best_by}",
-            "greater_is_better": recipe.best_by == "exact_match",
-        }
     return TrainingArguments(
         output_dir=str(settings.output / CHECKPOINTS),
         max_steps=schedule.steps,
@@ -181,8 +173,19 @@ def training_arguments(
         use_cpu=settings.device == "cpu",
         accelerator_config={"dispatch_batches": False},  # see `streams.Stream`
         report_to="wandb" if settings.report_to == "wandb" else "none",
-        **options,
+        **(_evaluation(recipe, schedule) if evaluates else {}),
     )
+
+
+def _evaluation(recipe: Recipe, schedule: Schedule) -> dict[str, Any]:
+    """What Trainer is told where there are held-out samples."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": schedule.checkpoint_every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{recipe.best_by}",
+        "greater_is_better": recipe.best_by == "exact_match",
+    }
 
 
 def begin_or_continue(settings: RunSettings, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
@@ -218,24 +221,12 @@ def begin_or_continue(settings: RunSettings, recipe: Recipe, facts: dict[str, An
         write_text(path, json.dumps(record, indent=2) + "\n")
         return record
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if differences := list(_differences(earlier, record)):
+    if found := list(differences({**earlier, "finished": False}, record)):
         raise ValueError(
-            f"{settings.output} holds a run with other settings: {'; '.join(differences[:5])}. Repeat the command it "
+            f"{settings.output} holds a run with other settings: {'; '.join(found[:5])}. Repeat the command it "
             "was begun with to go on, or choose another --output folder"
         )
     return earlier
-
-
-def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Any:
-    """What two records disagree in, in words."""
-    for name in now.keys() | earlier.keys():
-        old, new = earlier.get(name), now.get(name)
-        if name == "finished" or old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name} was {json.dumps(old)} and is {json.dumps(new)}"
 
 
 def finish_record(folder: Path) -> None:

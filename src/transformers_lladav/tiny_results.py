@@ -13,13 +13,14 @@ from .processing_lladav import LladaVProcessor
 from .publishing import save_checkpoint
 from .splits import SUITE_VERSION
 from .tiny_stages import TinyStage
+from .tiny_tower import HEADS
 from .train import Outcome
 from .training_callbacks import LOG
 from .training_results import RECIPE
 
 RECORD = "stages.json"
 POINTS = 60  # of a curve
-STEPS_KEPT = ("step", "loss", "seconds", "cpu_seconds", "colour", "shape", "character", "value")
+STEPS_KEPT = ("step", "loss", "seconds", "cpu_seconds", *HEADS)
 
 
 def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:

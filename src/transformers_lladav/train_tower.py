@@ -23,7 +23,7 @@ from .run_settings import (
 from .tiny_tower import HEADS, PatchPictures, TowerLesson, fit_projector
 from .train import Outcome
 from .trainer import WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
-from .training_callbacks import Report, StopOnSignal
+from .training_callbacks import GuardGradients, Report, StopOnSignal
 from .training_results import METRICS, MODEL, RECIPE
 
 MEASURED_PICTURES = 512
@@ -94,7 +94,7 @@ def train_tower(
         model=lesson,
         args=training_arguments(settings, recipe, Schedule.of(recipe, count, devices=1), "fp32", evaluates=False),
         train_dataset=PatchPictures(processor.image_processor, _patches(lesson.model), first, count),
-        callbacks=[Report(folder, on_step, on_figures), stop],
+        callbacks=[Report(folder, on_step, on_figures), stop, GuardGradients()],
     )
     trainer.keep_checkpoints = recipe.keep_checkpoints
     trainer.remove_callback(PrinterCallback)
