@@ -1,16 +1,16 @@
 """The command that trains the bundled checkpoint from nothing: `lladav train tiny`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from .cli_console import err, loading, out
-from .cli_training import STOPPED, figures_line, use_threads
+from .cli_training import STOPPED, figures_above, step_bar, use_threads
 
 
 def tiny(
@@ -35,28 +35,16 @@ def tiny(
         from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
-    table = Table("stage", "", "steps", "samples", "", box=None, pad_edge=False)
     ahead = next_stage(run)
-    for number, stage in enumerate(STAGES):
-        recipe, steps = stage.recipe, stage.recipe.max_steps or 0
-        done = "" if number >= ahead else "done"
-        table.add_row(recipe.name, recipe.description, f"{steps:,}", f"{steps * recipe.global_batch_size:,}", done)
-    out.print(table)
+    _print_stages(STAGES, ahead)
     until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
-    name = TextColumn("{task.description}")
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-
-        def show_figures(record: dict[str, Any]) -> None:
-            if line := figures_line(record):
-                bar.console.print(line, highlight=False)
+    with step_bar() as bar:
 
         def on_stage(stage: Any) -> dict[str, Any]:
             task = bar.add_task(stage.recipe.name, total=stage.recipe.max_steps)
-            bar.console.print(Text(f"{stage.recipe.name}: {stage.recipe.description}", style="bold"))
             return {
                 "on_step": lambda step, steps: bar.update(task, completed=step, total=steps),
-                "on_figures": show_figures,
+                "on_figures": figures_above(bar),
             }
 
         outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers)
@@ -70,3 +58,13 @@ def tiny(
         return
     folder = write_checkpoint(run, outcomes[-1], output or run / "checkpoint")
     out.print(Text(f"Written to {folder}; try: lladav ask PICTURE QUESTION --model {folder}"), soft_wrap=True)
+
+
+def _print_stages(stages: Sequence[Any], ahead: int) -> None:
+    """What there is to train, and what of it is done."""
+    table = Table("stage", "", "steps", "samples", "", box=None, pad_edge=False)
+    for number, stage in enumerate(stages):
+        recipe, steps = stage.recipe, stage.recipe.max_steps
+        samples = f"{steps * recipe.global_batch_size:,}"
+        table.add_row(recipe.name, recipe.description, f"{steps:,}", samples, "done" if number < ahead else "")
+    out.print(table)

@@ -198,20 +198,31 @@ def _print_plan(run: Any) -> None:
     )
 
 
-def _train(run: Any) -> None:
+def step_bar(show: bool = True) -> Progress:
+    """A bar for the steps of a training."""
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not run.is_main) as bar:
+    return Progress(*columns, console=err, transient=True, disable=not show)
+
+
+def figures_above(bar: Progress) -> Callable[[dict[str, Any]], None]:
+    """What prints figures that were logged above a bar, where they are of interest to people."""
+
+    def show(record: dict[str, Any]) -> None:
+        if line := _figures(record):
+            bar.console.print(line, highlight=False)
+
+    return show
+
+
+def _train(run: Any) -> None:
+    with step_bar(run.is_main) as bar:
         task = bar.add_task("Training", total=run.schedule.steps)
 
         def show_step(step: int, steps: int) -> None:
             bar.update(task, completed=step, total=steps)
 
-        def show_figures(record: dict[str, Any]) -> None:
-            if line := figures_line(record):
-                bar.console.print(line, highlight=False)
-
-        outcome = run.train(show_step, show_figures)
+        outcome = run.train(show_step, figures_above(bar))
     if not run.is_main:
         return
     if outcome.interrupted is not None:
@@ -225,7 +236,7 @@ def _train(run: Any) -> None:
     out.print(told, soft_wrap=True)
 
 
-def figures_line(record: dict[str, Any]) -> str:
+def _figures(record: dict[str, Any]) -> str:
     """A line of what was logged, nothing for what is of no interest to people."""
     shown = {"loss": "loss {:.4f}", "learning_rate": "rate {:.2e}", "grad_norm": "gradient {:.2f}"}
     held_out = {"eval_loss": "held-out loss {:.4f}", "eval_exact_match": "exact match {:.1%}"}
