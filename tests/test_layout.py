@@ -193,7 +193,7 @@ MAY_IMPORT = {
     | {"files", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model", "tiny_tower", "train"}
     | {"train_tower"},
     "tiny_results": SHIPPED
-    | {"files", "publishing", "splits", "tiny_stages", "tiny_tower", "train"}
+    | {"files", "publishing", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
     | {"training_callbacks", "training_results"},
     "cli_tiny": {"cli_console", "cli_training", "tiny_results", "tiny_stages"},
     "tiny": SHIPPED | {"recipes", "scenes"},

@@ -193,6 +193,10 @@ def checkpointed(trainer):
     return any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
 
 
+def compiled(trainer):
+    return {type(module).__name__ for module in trainer.model.modules() if module._compiled_call_impl is not None}
+
+
 def adapter(trainer):
     return trainer.model.peft_config["default"]
 
@@ -225,7 +229,7 @@ EFFECTS = {
     "max_length": (60, lambda t: max(batch["input_ids"].shape[1] for batch in t.get_train_dataloader()), 60),
     "precision": ("bf16", lambda t: (t.args.bf16, t.model.lm_head.weight.dtype), (True, torch.bfloat16)),
     "gradient_checkpointing": (True, checkpointed, True),
-    "compile": (True, lambda t: t.args.torch_compile, True),
+    "compile": (True, compiled, {"LladaVDecoderLayer", "SiglipEncoderLayer"}),
     "prompt": ("plain", lambda t: learnable(t), "a red square at the top right\n"),
     "image_separator": ("\n", lambda t: after_picture(t), "\n"),
     "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + "a red square at the top right<|eot_id|>"),

@@ -11,7 +11,10 @@ from scene_oracle import named, oracle
 from transformers_lladav.scene_questions import (
     ASKERS,
     LARGER,
+    LOOKUPS,
     Question,
+    ask_what_many,
+    ask_where_many,
     caption,
     enumerated,
     reading,
@@ -22,6 +25,7 @@ from transformers_lladav.shape_scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
     NUMBER_WORDS,
+    PLACES,
     SHAPES,
     Scene,
     draw_object,
@@ -265,6 +269,42 @@ def test_captions_and_readings_hold_every_object_and_its_place() -> None:
     assert caption(scene) == "an orange ring at the top left, a pink cross at the centre and a brown star at the right"
     assert reading(scene) == "orange ring, -, -, -, pink cross, brown star, -, -, -"
     assert {len(reading(scene).split(", ")) for scene in SCENES["more_objects"]} == {9}
+
+
+# Many lookups at once
+
+
+def test_where_many_things_are() -> None:
+    pairs = Counter[bool]()
+    for number, scene in enumerate(SCENES["train"]):
+        question = ask_where_many(scene, random.Random(number))
+        told = question.answer.split(", ")
+        assert question.text == f"Where is {', '.join(named_in(part) for part in told)}?"
+        assert len(told) == LOOKUPS == len({named_in(part) for part in told})
+        for part in told:
+            name = named_in(part)
+            words = set(name.split())
+            there = [item.place for item in scene.objects if words <= set(item.pair)]
+            assert [part.removeprefix(f"{name} ")] == (there or ["-"])
+            pair = tuple(name.split())
+            assert pair not in HELD_OUT_PAIRS
+            if len(pair) == 2:
+                pairs[bool(there)] += 1
+    assert 0.35 < pairs[True] / pairs.total() < 0.6  # neither answer is the likely one
+
+
+def named_in(part: str) -> str:
+    """The pair, colour or shape that a part of an answer begins with."""
+    return " ".join(word for word in part.split() if word in (*COLOURS, *SHAPES))
+
+
+def test_what_is_in_many_places() -> None:
+    for number, scene in enumerate(SCENES["train"][:200]):
+        question = ask_what_many(scene, random.Random(number))
+        cells = dict(zip(PLACES, reading(scene).split(", "), strict=True))
+        asked = question.text.removeprefix("What is at ").removesuffix("?").split(", ")
+        assert len(set(asked)) == LOOKUPS
+        assert question.answer == ", ".join(f"{place} {cells[place]}" for place in asked)
 
 
 def test_all_names_are_asked_for() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transformers_lladav import suite
+from transformers_lladav import suite, tiny_stages
 from transformers_lladav.tiny_model import TinySizes
 from transformers_lladav.tiny_results import record_of, write_checkpoint, write_record
 from transformers_lladav.tiny_stages import STAGES, StageSamples, next_stage, train_stages
@@ -121,6 +121,22 @@ def test_a_record_tells_steps_times_and_curve(run):
     assert 0 < record["curve"][0]["seconds"] <= record["seconds"]
     assert record["cpu_seconds"] > 0
     assert {"colour", "shape", "character", "value"} <= record_of(folder / "tower", QUICK_STAGES[0])["curve"][0].keys()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_stage_that_has_begun_stays_compiled_or_not(run, monkeypatch, tmp_path, wanted):
+    folder, outcomes = run
+    asked = []
+    monkeypatch.setattr(
+        tiny_stages, "_train", lambda stage, *_: asked.append(stage.recipe.compile) or outcomes[len(asked) - 1]
+    )
+    train(folder, compiled=wanted)
+    assert asked == [False] * 5
+    asked.clear()
+    (tmp_path / "stage2").mkdir()
+    (tmp_path / "stage2" / "run.json").write_text(json.dumps({"recipe": {"compile": True}}))
+    train(tmp_path, compiled=wanted)
+    assert asked == [False, wanted, True, wanted, wanted]
 
 
 # Data

@@ -25,6 +25,9 @@ def tiny(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers: faster, where there is a C++ compiler.")
+    ] = False,
 ) -> None:
     """Train the bundled checkpoint from nothing, in the paper's stages; by default the next one only.
 
@@ -47,7 +50,7 @@ def tiny(
                 "on_figures": figures_above(bar),
             }
 
-        outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers)
+        outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers, compiled=compiled)
     if outcomes[-1].interrupted is not None:
         err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
         sys.exit(STOPPED)

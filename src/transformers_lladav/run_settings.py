@@ -155,7 +155,6 @@ def training_arguments(
         max_grad_norm=recipe.max_grad_norm,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        torch_compile=recipe.compile,
         logging_steps=schedule.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,

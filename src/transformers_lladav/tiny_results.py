@@ -11,6 +11,7 @@ from .files import new_folder, write_text
 from .modeling_lladav import LladaVForMaskedDiffusion
 from .processing_lladav import LladaVProcessor
 from .publishing import save_checkpoint
+from .run_settings import RUN
 from .splits import SUITE_VERSION
 from .tiny_stages import TinyStage
 from .tiny_tower import HEADS
@@ -49,7 +50,7 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
         "seed": stage.recipe.seed,
         "seconds": records[-1].get("seconds"),
         "cpu_seconds": records[-1].get("cpu_seconds"),
-        "recipe": json.loads(stage.recipe.to_json()),
+        "recipe": json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"],
         "curve": points,
     }
 

@@ -13,9 +13,10 @@ texts that say all that a picture shows. Without them a model learns which answe
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .train_tower import train_tower
 
 # Answers are written on canvases of any length, which must not tell how long they are.
 CANVASES = (8, 8, 8, 16, 48)
+MOSTLY_SHORT = (8, 8, 8, 8, 8, 8, 16, 48)
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
@@ -67,6 +69,7 @@ class TinyStage:
         first: index of the first sample in the train split; no two stages share a picture.
         captions: whether each sample is one text that says all that a picture shows.
         reasoned: share of samples with /think and /no_think.
+        lookups: share of scenes that are asked for many things at once.
     """
 
     recipe: Recipe
@@ -75,6 +78,7 @@ class TinyStage:
     first: int = 0
     captions: bool = False
     reasoned: float = 0.0
+    lookups: float = 0.0
 
 
 STAGES: tuple[TinyStage, ...] = (
@@ -100,16 +104,20 @@ STAGES: tuple[TinyStage, ...] = (
         families={"scene": 5.0, "sign": 2.5, "chart": 2.0},
     ),
     TinyStage(
-        _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=6e-4, answer_canvas=CANVASES),
-        families={"scene": 4.0, "sign": 2.0, "chart": 2.0, "change": 3.0},
+        _stage(
+            "stage2b", "Questions about one and two pictures.", 3000, learning_rate=8e-4, answer_canvas=MOSTLY_SHORT
+        ),
+        families={"scene": 6.0, "sign": 0.7, "chart": 1.5, "change": 2.0},
         first=100_000_000,
+        lookups=0.4,
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, canvas_turns="last",
-               answer_canvas=48),
-        families={"scene": 5.0, "sign": 2.0, "chart": 2.0, "change": 1.5},
+        _stage("stage3", "Answers with and without reasoning.", 2500, learning_rate=5e-4,
+               answer_canvas=MOSTLY_SHORT),
+        families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
         reasoned=0.4,
+        lookups=0.2,
     ),
 )  # fmt: skip
 
@@ -132,7 +140,8 @@ class StageSamples(Sequence[dict[str, Any]]):
         if not 0 <= number < self.size:
             raise IndexError(f"number={number} is outside of {self.size} samples")
         stage, index = self.stage, self.stage.first + number
-        dialogue = suite.training_dialogue(index, stage.families, stage.turns, reasoned=stage.reasoned)
+        shares = {"reasoned": stage.reasoned, "lookups": stage.lookups}
+        dialogue = suite.training_dialogue(index, stage.families, stage.turns, **shares)
         messages = dialogue.messages
         if stage.captions:
             question = suite.long_answer(dialogue.world, random.Random(f"long {index}"))
@@ -147,6 +156,7 @@ def train_stages(
     until: int | None = None,
     on_stage: Callable[[TinyStage], dict[str, Any]] | None = None,
     workers: int = 1,
+    compiled: bool = False,
 ) -> list[Outcome]:
     """Train the bundled checkpoint from nothing, or go on with it.
 
@@ -157,6 +167,7 @@ def train_stages(
         until: go through so many of them; to the end by default.
         on_stage: is told when a stage begins, and gives what `Run.train` takes to report.
         workers: processes that draw pictures.
+        compiled: compile the layers in stages that begin now, the tower's left out.
 
     Returns:
         The stages' outcomes; the last one is an interrupted one if a signal came.
@@ -170,7 +181,10 @@ def train_stages(
     outcomes: list[Outcome] = []
     for stage in stages[:until]:
         report = {} if on_stage is None else on_stage(stage)
-        outcomes.append(_train(stage, source, folder / stage.recipe.name, workers, report))
+        output = folder / stage.recipe.name
+        if _is_compiled(output, compiled) and stage.recipe.trains != ("vision_tower",):
+            stage = replace(stage, recipe=replace(stage.recipe, compile=True))
+        outcomes.append(_train(stage, source, output, workers, report))
         if outcomes[-1].product is None:
             break
         source = outcomes[-1].product
@@ -190,6 +204,13 @@ def next_stage(folder: Path) -> int:
         (folder / stage.recipe.name / RUN).is_file() and is_finished(folder / stage.recipe.name) for stage in STAGES
     ]
     return done.index(False) if False in done else len(done)
+
+
+def _is_compiled(output: Path, wanted: bool) -> bool:
+    """Whether a stage compiles its layers: one that has begun stays as it is."""
+    if not (output / RUN).is_file():
+        return wanted
+    return bool(json.loads((output / RUN).read_text(encoding="utf-8"))["recipe"]["compile"])
 
 
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:

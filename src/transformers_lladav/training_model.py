@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .adapter_fit import describe_base
 from .recipes import Recipe
@@ -114,6 +115,8 @@ def load_for_training(
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
+    if recipe.compile:
+        _compile_layers(model)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     base = describe_base(model)  # now, while all weights are here and as they were stored
     torch.manual_seed(recipe.seed)  # adapters begin with weights that are drawn
@@ -128,6 +131,16 @@ def _check_config(config: Any, source: str, recipe: Recipe) -> None:
             f"{source} holds quantised weights, which the recipe {recipe.name!r} cannot train; give the checkpoint "
             "they were made from, and the recipe qlora if it is to be held in four bits"
         )
+
+
+def _compile_layers(model: Any) -> None:
+    """Compile every layer by itself; what is around them, with its many shapes, stays as it is.
+
+    In place, so that the names of the weights stay too.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # the base class of transformers' layers
+            module.compile(dynamic=True)
 
 
 def _enable_checkpointing(model: Any) -> None:
