@@ -131,23 +131,34 @@ def hidden_in_blocks(written, length, block, seed):
 @pytest.mark.parametrize(("written", "length", "block"), [(1, 8, 8), (8, 8, 8), (11, 32, 8), (30, 30, 4), (3, 5, 8)])
 def test_blocks_before_the_one_that_is_written_are_there_and_those_after_it_hidden(written, length, block):
     seen = set()
-    for seed in range(200):
+    for seed in range(300):
         ids, labels, worth, noised = hidden_in_blocks(written, length, block, seed)
-        hidden = noised.input_ids[0] == MASK
-        assert torch.equal(hidden, noised.labels[0] != -100)
-        assert torch.equal(noised.labels[0][hidden], ids[hidden])
+        hidden, learned = noised.input_ids[0] == MASK, noised.labels[0] != -100
+        assert torch.equal(noised.labels[0][learned], ids[learned])
         assert torch.equal(noised.input_ids[0][~hidden], ids[~hidden])
         assert not (hidden & (labels == -100)).any()
+        assert not (learned & ~hidden).any()
         for start in (3, length + 6):
-            answer = hidden[start : start + length]
+            here = slice(start, start + length)
+            weights = noised.loss_weights[0, here]
+            assert weights.sum().item() == pytest.approx(0.5)  # one of two answers
+            assert torch.equal(weights > 0, learned[here])
+            assert (weights / worth[here])[learned[here]].std(unbiased=False) < 1e-6
+            answer = hidden[here]
             live = int(answer.nonzero()[0]) // block
+            end = (live + 1) * block
+            if (
+                not answer[end:].all()
+                or not torch.equal(answer[:end], learned[here][:end])
+                or learned[here][end:].any()
+            ):
+                assert written > block  # holes, in long answers alone
+                assert not answer[written:].any()
+                assert torch.equal(answer, learned[here])
+                continue
             assert live < -(-written // block)  # there is something of the answer in it
             assert not answer[: live * block].any()
-            assert answer[(live + 1) * block :].all()
-            seen.add((live, int(answer[live * block : (live + 1) * block].sum())))
-            weights = noised.loss_weights[0, start : start + length]
-            assert weights.sum().item() == pytest.approx(0.5)  # one of two answers
-            assert (weights[answer] / worth[start : start + length][answer]).std(unbiased=False) < 1e-6
+            seen.add((live, int(answer[live * block : end].sum())))
     assert {live for live, _ in seen} == set(range(-(-written // block)))
     sizes = {count for live, count in seen if live == 0}
     assert sizes == set(range(1, min(block, length) + 1))
@@ -160,3 +171,16 @@ def test_half_of_the_blocks_are_hidden_whole_and_the_others_at_even_levels():
     assert (shares == 1).float().mean().item() == pytest.approx(0.5, abs=0.04)
     # Of the others the levels are even between 0.1 and 1: their mean is 0.55.
     assert shares[shares < 1].mean().item() == pytest.approx(0.55, abs=0.03)
+
+
+def test_four_in_ten_long_answers_get_holes_anywhere_at_even_levels():
+    shares, tails = [], 0
+    for seed in range(2000):
+        noised = hidden_in_blocks(64, 72, 8, seed)[3]
+        learned = noised.labels[0, 3:75] != -100
+        if not (noised.input_ids[0, 67:75] == MASK).any():  # the end is there
+            shares.append(learned[:64].float().mean().item())
+            tails += bool(learned[8:].any() and learned[:8].any())
+    assert len(shares) / 2000 == pytest.approx(0.4, abs=0.04)
+    assert sum(shares) / len(shares) == pytest.approx(0.55, abs=0.04)
+    assert tails > 0.95 * len(shares)

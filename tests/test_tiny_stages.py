@@ -175,8 +175,8 @@ def test_the_first_stage_asks_for_all_that_a_picture_shows():
         assert len(pictures_of(sample)) == 1
         asked.add(text_of(sample["messages"][0]))
     assert asked == {
-        "Describe the picture.", "Read the grid.", "Read the chart.", "What does the sign say?",
-        "What number is on the sign?",
+        "Describe the picture.", "Read the grid.", "Describe the shapes.", "Read the chart.",
+        "What does the sign say?", "What number is on the sign?",
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from transformers_lladav.tiny_tower import (
 )
 
 PATCHES = 6
-COLOUR, SHAPE, CHARACTER, VALUE = range(4)
+COLOUR, SHAPE, CHARACTER, VALUE, PLACE = range(5)
 PAPER = BACKGROUNDS[0]
 
 
@@ -47,7 +47,14 @@ def pictures() -> PatchPictures:
 
 
 def test_heads_name_everything_that_there_is() -> None:
-    assert HEADS == {"colour": 8, "shape": 6, "character": 36, "value": 9}
+    assert HEADS == {"colour": 8, "shape": 6, "character": 36, "value": 9, "place": 9}
+
+
+def nothing() -> torch.Tensor:
+    """Labels of a picture that shows nothing: every patch still knows its place."""
+    labels = torch.zeros(5, PATCHES, PATCHES, dtype=torch.long)
+    labels[PLACE] = torch.tensor([[1, 1, 2, 2, 3, 3]] * 2 + [[4, 4, 5, 5, 6, 6]] * 2 + [[7, 7, 8, 8, 9, 9]] * 2)
+    return labels
 
 
 def test_all_patches_of_a_cell_show_its_object() -> None:
@@ -55,7 +62,7 @@ def test_all_patches_of_a_cell_show_its_object() -> None:
     scene = Scene(
         PAPER, (draw_object(rng, "top", ("red", "star")), draw_object(rng, "bottom right", ("brown", "ring")))
     )
-    expected = torch.zeros(4, PATCHES, PATCHES, dtype=torch.long)
+    expected = nothing()
     expected[COLOUR, 0:2, 2:4], expected[SHAPE, 0:2, 2:4] = 1, 4  # red is the first colour, star the fourth shape
     expected[COLOUR, 4:6, 4:6], expected[SHAPE, 4:6, 4:6] = 8, 6
     assert torch.equal(patch_labels(scene, PATCHES), expected)
@@ -67,17 +74,17 @@ def test_all_patches_of_a_cell_show_its_object() -> None:
 def test_patches_of_a_line_show_the_characters_in_their_columns() -> None:
     style = Style(0.1, 0.5, 0.0, 0)
     sign = Sign(PAPER, PAPER, (0, 0, 0), "A7Z", style, middles=(0.26, 0.41, 0.59), top=0.5 - 0.01, height=0.15)
-    expected = torch.zeros(4, PATCHES, PATCHES, dtype=torch.long)
+    expected = nothing()
     # 0.14 of the line is in the fourth row of 1/6 each, and 0.01 in the third: less than three tenths of a patch.
     expected[CHARACTER, 3, 1:4] = torch.tensor([1, 26 + 8, 26])
     assert torch.equal(patch_labels(sign, PATCHES), expected)
     lower = Sign(PAPER, PAPER, (0, 0, 0), "A", style, middles=(0.9,), top=0.5 - 0.075, height=0.15)
-    assert patch_labels(lower, PATCHES).nonzero().tolist() == [[CHARACTER, 2, 5], [CHARACTER, 3, 5]]
+    assert patch_labels(lower, PATCHES)[:PLACE].nonzero().tolist() == [[CHARACTER, 2, 5], [CHARACTER, 3, 5]]
 
 
 def test_columns_show_the_bars_in_them() -> None:
     chart = Chart(PAPER, ("green", "pink"), (9, 2), 0.94, 0.7)
-    expected = torch.zeros(4, PATCHES, PATCHES, dtype=torch.long)
+    expected = nothing()
     # The bars' middles are 0.08 + 0.22 and 0.08 + 0.66 from the left, in the columns 1 and 4.
     expected[COLOUR, :, 1], expected[VALUE, :, 1] = 2, 9
     expected[COLOUR, :, 4], expected[VALUE, :, 4] = 7, 2
@@ -99,11 +106,11 @@ def test_the_loss_of_a_reader_that_knows_nothing() -> None:
     for head in reader.heads:
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-    labels = torch.ones(2, 4, 2, 2, dtype=torch.long)
+    labels = torch.ones(2, 5, 2, 2, dtype=torch.long)
     loss, shares = reader(torch.randn(2, 4, 8), labels)
     # Uniform over what each head may name, and nothing.
-    assert loss.item() == pytest.approx(math.log(9 * 7 * 37 * 10), rel=1e-5)
-    assert shares.tolist() == [0, 0, 0, 0]  # the first of equals is nothing
+    assert loss.item() == pytest.approx(math.log(9 * 7 * 37 * 10 * 10), rel=1e-5)
+    assert shares.tolist() == [0, 0, 0, 0, 0]  # the first of equals is nothing
 
 
 def test_patches_that_show_nothing_weigh_a_fifth_and_are_not_counted() -> None:
@@ -112,12 +119,12 @@ def test_patches_that_show_nothing_weigh_a_fifth_and_are_not_counted() -> None:
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
     reader.heads[COLOUR].bias.data[1] = math.log(3)  # 3 of 8 + 3
-    labels = torch.ones(1, 4, 2, 2, dtype=torch.long)
+    labels = torch.ones(1, 5, 2, 2, dtype=torch.long)
     labels[0, COLOUR] = torch.tensor([[0, 0], [1, 2]])
     loss, shares = reader(torch.randn(1, 4, 8), labels)
     colour = (2 * 0.2 * math.log(11) + math.log(11 / 3) + math.log(11)) / (2 * 0.2 + 2)
-    assert loss.item() == pytest.approx(colour + math.log(7 * 37 * 10), rel=1e-5)
-    assert shares.tolist() == [0.5, 0, 0, 0]
+    assert loss.item() == pytest.approx(colour + math.log(7 * 37 * 10 * 10), rel=1e-5)
+    assert shares.tolist() == [0.5, 0, 0, 0, 0]
     assert not shares.requires_grad
 
 
@@ -135,7 +142,7 @@ def test_a_few_steps_lower_the_loss_and_change_the_tower_and_the_reader_alone(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(math.log(9 * 7 * 37 * 10), abs=1)  # uniform, but for the initial weights
+    assert losses[0] == pytest.approx(math.log(9 * 7 * 37 * 10 * 10), abs=1)  # uniform, but for the initial weights
     assert losses[-1] < 0.7 * losses[0]
     changed = {name for name, value in lesson.named_parameters() if not torch.equal(value, before[name])}
     # The tower's last norm is left out of LLaDA-V.
@@ -154,7 +161,7 @@ def test_patches_are_graded_in_reading_order() -> None:
     features = torch.randn(3, PATCHES**2, 24)
     names = reader.heads[0](reader.norm(features)).argmax(-1)  # (pictures, patches)
     labels = names.view(3, 1, PATCHES, PATCHES).expand(-1, len(HEADS), -1, -1)
-    assert reader(features, labels)[1].tolist() == [1, 1, 1, 1]
+    assert reader(features, labels)[1].tolist() == [1, 1, 1, 1, 1]
     assert (reader(features, labels.transpose(2, 3))[1] < 0.7).all()
 
 

@@ -11,9 +11,11 @@ import torch
 
 from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_tokens, hiding_probability
 
-# Of the blocks that `hide_blocks` hides tokens of: how many it hides whole, and how little of the others at least.
+# What `hide_blocks` draws: the share of blocks that are hidden whole, how little of others is hidden at least, and the
+# share of answers longer than a block that get holes.
 WHOLE_BLOCKS = 0.5
 LEAST_LEVEL = 0.1
+HOLES = 0.4
 
 # Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
 GOLDEN_RATIO = 0.6180339887498949
@@ -124,10 +126,11 @@ def hide_blocks(
     """Hide answers as they are met while `generate` writes them block by block.
 
     Every answer gets a block of its own draw: the blocks before it are there, of the block itself some tokens or all
-    are hidden, and everything after it is. Only blocks that hold something of an answer besides its filling are
-    drawn. The weights of an answer sum to 1 / number of answers. This is not the bound of the likelihood that
-    `hide_tokens` gives, which spreads its samples over all ways to hide tokens; semi-autoregressive generation meets
-    few of them (LLaDA, arXiv:2502.09992, section 2.4).
+    are hidden, and everything after it is, without being learned: what it is follows from what is written first. Only
+    blocks that hold something of an answer besides its filling are drawn. Of longer answers some get holes instead,
+    anywhere, as they are met by infilling. The weights of an answer sum to 1 / number of answers. This is not the
+    bound of the likelihood that `hide_tokens` gives, which spreads its samples over all ways to hide tokens;
+    semi-autoregressive generation meets few of them (LLaDA, arXiv:2502.09992, section 2.4).
 
     Args:
         input_ids: (1, length) token ids.
@@ -148,16 +151,21 @@ def hide_blocks(
     for start, end in answers:
         written = max(int((worth[start:end] == 1).sum()), 1)
         draw = torch.rand(3, generator=generator).tolist()
-        first = start + int(draw[0] * -(-written // block_length)) * block_length
-        last = min(first + block_length, end)
-        level = 1.0 if draw[1] < WHOLE_BLOCKS else LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
+        level = LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
+        if written > block_length and draw[1] < HOLES:
+            first, last = start, start + written
+        else:
+            first = start + int(draw[0] * -(-written // block_length)) * block_length
+            last = min(first + block_length, end)
+            level = 1.0 if draw[1] > WHOLE_BLOCKS else level
+            hidden[last:end] = True
         draws = torch.rand(last - first, generator=generator)
         hidden[first:last] = draws <= max(level, float(draws.min()))
-        hidden[last:end] = True
-        counts = torch.where(hidden[start:end], worth[start:end], 0.0)
-        weights[start:end] = counts / counts.sum() / len(answers)
+        learned[last:end] = False
+        counts = torch.where(hidden[first:last], worth[first:last], 0.0)
+        weights[first:last] = counts / counts.sum() / len(answers)
     return NoisedBatch(
         input_ids=torch.where(hidden, mask_token_id, input_ids),
-        labels=torch.where(hidden, labels, IGNORE_INDEX),
+        labels=torch.where(hidden & learned, labels, IGNORE_INDEX),
         loss_weights=weights[None],
     )

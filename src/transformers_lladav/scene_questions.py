@@ -19,7 +19,6 @@ from .shape_scenes import (
 )
 
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-LOOKUPS = 5  # things, or places, that are asked for at once
 LARGER = 1.3  # how many times the radius of the smaller, at least, where sizes are compared
 
 
@@ -65,6 +64,22 @@ def enumerated(phrases: Iterable[str]) -> str:
 def reading(scene: Scene) -> str:
     """The nine cells in reading order, "-" where nothing is."""
     return scene.layout.replace("empty", "-")
+
+
+def facts(scene: Scene, rng: random.Random) -> str:
+    """What is where, in any order: a text to learn from, in which a hidden word follows from the others of its fact.
+
+    Args:
+        scene: what it is about.
+        rng: chooses the order.
+
+    Returns:
+        Such as "red star top left, blue ring right", or "top left red star, right blue ring".
+    """
+    objects = rng.sample(scene.objects, len(scene.objects))
+    if rng.random() < 0.5:
+        return ", ".join(f"{item.place} {' '.join(item.pair)}" for item in objects)
+    return ", ".join(f"{' '.join(item.pair)} {item.place}" for item in objects)
 
 
 def _listing(objects: Iterable[SceneObject]) -> str:
@@ -242,58 +257,6 @@ def _ask_dialogue(scene: Scene, rng: random.Random) -> Question:
     before = ("How many shapes are there?", NUMBER_WORDS[len(scene.objects)])
     counted = _counted(scene, f"{item.colour} shapes")
     return Question("dialogue", f"And how many are {item.colour}?", NUMBER_WORDS[len(counted)], (before,))
-
-
-def _matching(scene: Scene, name: str) -> list[SceneObject]:
-    """The objects of a pair ("red star"), a colour or a shape."""
-    return [item for item in scene.objects if name in (" ".join(item.pair), item.colour, item.shape)]
-
-
-def _name_to_look_up(scene: Scene, rng: random.Random) -> str:
-    """A pair, half of them in the scene; or, one time in five, a colour or a shape."""
-    if rng.random() < 0.2:
-        return rng.choice((*COLOURS, *SHAPES))
-    if rng.random() < 0.5:
-        return " ".join(rng.choice(scene.objects).pair)
-    colours, shapes = {item.colour for item in scene.objects}, {item.shape for item in scene.objects}
-    similar = [pair for pair in SEEN_PAIRS if pair[0] in colours or pair[1] in shapes]
-    return " ".join(rng.choice(similar if rng.random() < 0.7 else SEEN_PAIRS))
-
-
-def ask_where_many(scene: Scene, rng: random.Random) -> Question:
-    """Where several things are, "-" for those that are not there: many lookups in one answer, to learn from.
-
-    Args:
-        scene: what is asked about.
-        rng: chooses the things.
-
-    Returns:
-        The question.
-    """
-    places: dict[str, str] = {}
-    while len(places) < LOOKUPS:
-        name = _name_to_look_up(scene, rng)
-        found = _matching(scene, name)
-        if len(found) < 2:  # else there would be two answers
-            places[name] = found[0].place if found else "-"
-    answer = ", ".join(f"{name} {place}" for name, place in places.items())
-    return Question("where_many", f"Where is {', '.join(places)}?", answer)
-
-
-def ask_what_many(scene: Scene, rng: random.Random) -> Question:
-    """What is in several places, "-" where nothing is.
-
-    Args:
-        scene: what is asked about.
-        rng: chooses the places.
-
-    Returns:
-        The question.
-    """
-    places = rng.sample(PLACES, LOOKUPS)
-    found = {item.place: " ".join(item.pair) for item in scene.objects}
-    answer = ", ".join(f"{place} {found.get(place, '-')}" for place in places)
-    return Question("what_many", f"What is at {', '.join(places)}?", answer)
 
 
 ASKERS: dict[str, Asker] = {

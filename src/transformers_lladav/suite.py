@@ -17,7 +17,7 @@ from PIL import Image
 
 from .charts import Chart, make_chart, render_chart
 from .scene_changes import SceneChange, ask_change, ask_fuller, make_change
-from .scene_questions import ASKERS, Question, ask_what_many, ask_where_many
+from .scene_questions import ASKERS, Question
 from .shape_scenes import COLOURS, Scene, make_scene, render_scene
 from .signs import Sign, make_sign, render_sign
 from .splits import SPLIT_SEEDS, split_seed
@@ -286,13 +286,7 @@ def long_answer(world: World, rng: random.Random) -> Question:
 
 
 def training_dialogue(
-    index: int,
-    families: Mapping[str, float],
-    turns: int = 5,
-    seed: int = 0,
-    reasoned: float = 0.0,
-    long: float = 0.15,
-    lookups: float = 0.0,
+    index: int, families: Mapping[str, float], turns: int = 5, seed: int = 0, reasoned: float = 0.0, long: float = 0.15
 ) -> Dialogue:
     """Make the training sample number `index`: pictures and several questions about them.
 
@@ -304,7 +298,6 @@ def training_dialogue(
         reasoned: share of the samples in which all questions carry /think or /no_think; most of those that have
             something to list are reasoned.
         long: share of the scenes that are only described or read whole.
-        lookups: share of the other scenes that are only asked where many things are, and what is in many places.
 
     Returns:
         The dialogue.
@@ -316,9 +309,6 @@ def training_dialogue(
     tagged = rng.random() < reasoned
     if name == "scene" and not tagged and rng.random() < long:
         asked: list[Question | None] = [long_answer(world, rng)]
-    elif name == "scene" and not tagged and lookups and rng.random() < lookups:
-        asked = [ask_where_many(world, rng), ask_what_many(world, rng)]
-        rng.shuffle(asked)
     else:
         weights = FAMILY_WEIGHTS[name]
         wanted = rng.choices(list(weights), list(weights.values()), k=turns)

@@ -25,14 +25,16 @@ from .files import new_folder
 from .publishing import save_checkpoint
 from .recipes import Recipe
 from .run_settings import RUN, RunSettings, is_finished
+from .scene_questions import facts
+from .shape_scenes import Scene
 from .splits import SUITE_VERSION
 from .tiny_model import TinySizes, build_model, build_processor
 from .train import Outcome, Run, TrainingData
 from .train_tower import train_tower
 
 # Answers are written on canvases of any length, which must not tell how long they are.
-CANVASES = (8, 8, 8, 16, 48)
-MOSTLY_SHORT = (8, 8, 8, 8, 8, 8, 16, 48)
+CANVASES = (8, 8, 8, 8, 8, 8, 16, 48)
+FACTS = "Describe the shapes."
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
@@ -46,7 +48,7 @@ _TINY = Recipe(
     packing=True,
     precision="fp32",
     gradient_checkpointing=False,
-    answer_canvas=8,
+    answer_canvas=CANVASES,
     canvas_turns="all",
     block_noise=8,
     keep_checkpoints=1,
@@ -67,18 +69,16 @@ class TinyStage:
         families: how often each family of pictures is drawn, relative to the others.
         turns: questions of a sample.
         first: index of the first sample in the train split; no two stages share a picture.
-        captions: whether each sample is one text that says all that a picture shows.
+        texts: share of samples that are one text which says all that a picture shows.
         reasoned: share of samples with /think and /no_think.
-        lookups: share of scenes that are asked for many things at once.
     """
 
     recipe: Recipe
     families: dict[str, float] = field(default_factory=dict)
     turns: int = 5
     first: int = 0
-    captions: bool = False
+    texts: float = 0.0
     reasoned: float = 0.0
-    lookups: float = 0.0
 
 
 STAGES: tuple[TinyStage, ...] = (
@@ -92,32 +92,29 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1", "The language model learns to describe what the tower sees.", 2000,
+            "stage1", "The language model learns to describe what the tower sees.", 3000,
             trains=("projector", "newline", "language_model", "head"), vision_learning_rate=None,
         ),
         families={"scene": 4.0, "sign": 1.0, "chart": 1.0},
         first=400_000_000,
-        captions=True,
+        texts=1.0,
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture.", 3500, answer_canvas=CANVASES),
-        families={"scene": 5.0, "sign": 2.5, "chart": 2.0},
+        _stage("stage2", "Questions about one picture.", 3500),
+        families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
+        texts=0.15,
     ),
     TinyStage(
-        _stage(
-            "stage2b", "Questions about one and two pictures.", 3000, learning_rate=8e-4, answer_canvas=MOSTLY_SHORT
-        ),
-        families={"scene": 6.0, "sign": 0.7, "chart": 1.5, "change": 2.0},
+        _stage("stage2b", "Questions about one and two pictures.", 2500, learning_rate=8e-4),
+        families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
-        lookups=0.4,
+        texts=0.1,
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 2500, learning_rate=5e-4,
-               answer_canvas=MOSTLY_SHORT),
+        _stage("stage3", "Answers with and without reasoning.", 2000, learning_rate=5e-4),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
         reasoned=0.4,
-        lookups=0.2,
     ),
 )  # fmt: skip
 
@@ -140,13 +137,19 @@ class StageSamples(Sequence[dict[str, Any]]):
         if not 0 <= number < self.size:
             raise IndexError(f"number={number} is outside of {self.size} samples")
         stage, index = self.stage, self.stage.first + number
-        shares = {"reasoned": stage.reasoned, "lookups": stage.lookups}
-        dialogue = suite.training_dialogue(index, stage.families, stage.turns, **shares)
-        messages = dialogue.messages
-        if stage.captions:
-            question = suite.long_answer(dialogue.world, random.Random(f"long {index}"))
-            messages = suite.chat(dialogue.pictures, [(question.text, question.answer)])
+        dialogue = suite.training_dialogue(index, stage.families, stage.turns, reasoned=stage.reasoned)
+        messages, rng = dialogue.messages, random.Random(f"long {index}")
+        if rng.random() < stage.texts:
+            messages = suite.chat(dialogue.pictures, [_text(dialogue.world, rng)])
         return {"messages": messages, "source": f"{stage.recipe.name} sample {index}"}
+
+
+def _text(world: suite.World, rng: random.Random) -> tuple[str, str]:
+    """A request for a text that says all that a picture shows, and the text; of half of the scenes in any order."""
+    if isinstance(world, Scene) and rng.random() < 0.5:
+        return FACTS, facts(world, rng)
+    question = suite.long_answer(world, rng)
+    return question.text, question.answer
 
 
 def train_stages(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from . import suite
 from .charts import MAX_VALUE, Chart
 from .lettering import CHARACTERS
-from .shape_scenes import COLOURS, GRID, SHAPES, Scene
+from .shape_scenes import COLOURS, GRID, PLACES, SHAPES, Scene
 from .signs import Sign
 
 # What the heads name, and how many names there are besides "nothing".
@@ -22,7 +22,9 @@ HEADS = {
     "shape": len(SHAPES),
     "character": len(CHARACTERS),
     "value": MAX_VALUE,
+    "place": len(PLACES),
 }
+PLACE = list(HEADS).index("place")
 FAMILIES = {"scene": 3.0, "sign": 4.0, "chart": 2.0}
 LEAST_OVERLAP = 0.3  # of a patch with a line of text
 NOTHING_WEIGHT = 0.2  # most patches show nothing
@@ -36,13 +38,16 @@ def patch_labels(world: Any, patches: int) -> torch.Tensor:
         patches: along one side; a multiple of three, so that every cell of a scene has its own.
 
     Returns:
-        (heads, patches, patches) indices, 0 for nothing. All patches of an object's cell show the object. A patch
+        (heads, patches, patches) indices, 0 for nothing. All patches know their place, that of the cell which a
+        scene has there; those of an object's cell show the object. A patch
         that a line of text runs through shows the character whose middle is in its column, and all patches of a
         column the bar whose middle is in it.
     """
     labels = torch.zeros(len(HEADS), patches, patches, dtype=torch.long)
+    cell = patches // GRID
+    places = torch.arange(1, GRID * GRID + 1).view(GRID, GRID)
+    labels[PLACE] = places.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
     if isinstance(world, Scene):
-        cell = patches // GRID
         for item in world.objects:
             rows, columns = (slice(cell * at, cell * (at + 1)) for at in (item.row, item.column))
             labels[0, rows, columns] = list(COLOURS).index(item.colour) + 1
