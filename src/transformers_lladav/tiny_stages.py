@@ -140,12 +140,20 @@ class StageSamples(Sequence[dict[str, Any]]):
         dialogue = suite.training_dialogue(index, stage.families, stage.turns, reasoned=stage.reasoned)
         messages, rng = dialogue.messages, random.Random(f"long {index}")
         if rng.random() < stage.texts:
-            messages = suite.chat(dialogue.pictures, [_text(dialogue.world, rng)])
+            messages = suite.chat(dialogue.pictures, [whole_text(dialogue.world, rng)])
         return {"messages": messages, "source": f"{stage.recipe.name} sample {index}"}
 
 
-def _text(world: suite.World, rng: random.Random) -> tuple[str, str]:
-    """A request for a text that says all that a picture shows, and the text; of half of the scenes in any order."""
+def whole_text(world: suite.World, rng: random.Random) -> tuple[str, str]:
+    """A request for a text that says all that a picture shows, and the text.
+
+    Args:
+        world: what it shows.
+        rng: chooses the text; that of half of the scenes goes through them in any order.
+
+    Returns:
+        Both.
+    """
     if isinstance(world, Scene) and rng.random() < 0.5:
         return FACTS, facts(world, rng)
     question = suite.long_answer(world, rng)
