@@ -15,7 +15,7 @@ from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_token
 # share of answers longer than a block that get holes.
 WHOLE_BLOCKS = 0.5
 LEAST_LEVEL = 0.1
-HOLES = 0.4
+HOLES = 0.5
 
 # Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
 GOLDEN_RATIO = 0.6180339887498949
@@ -150,9 +150,9 @@ def hide_blocks(
     answers = list(zip(edges[::2], edges[1::2], strict=True))
     for start, end in answers:
         written = max(int((worth[start:end] == 1).sum()), 1)
-        draw = torch.rand(3, generator=generator).tolist()
+        draw = torch.rand(4, generator=generator).tolist()
         level = LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
-        if written > block_length and draw[1] < HOLES:
+        if written > block_length and draw[3] < HOLES:
             first, last = start, start + written
         else:
             first = start + int(draw[0] * -(-written // block_length)) * block_length
