@@ -37,7 +37,6 @@ from transformers_lladav.files import new_folder, write_text
 from transformers_lladav.labels import conversation_ids
 from transformers_lladav.splits import SUITE_VERSION
 from transformers_lladav.tiny_model import TinySizes, build_model
-from transformers_lladav.tiny_stages import whole_text
 from transformers_lladav.tiny_tower import fit_projector
 from transformers_lladav.twins import KeptFeatures, Lesson, Twin, fit, without_later_turns, write_greedily
 
@@ -75,7 +74,7 @@ def sample(kind: str, number: int) -> dict[str, Any]:
     dialogue = suite.training_dialogue(index, FAMILIES)
     messages = dialogue.messages
     if kind == "captions":
-        messages = suite.chat(dialogue.pictures, [whole_text(dialogue.world, random.Random(f"long {index}"))])
+        messages = suite.chat(dialogue.pictures, [suite.whole_text(dialogue.world, random.Random(f"long {index}"))])
     return {"messages": messages, "source": f"{kind} {number}"}
 
 

@@ -190,8 +190,7 @@ MAY_IMPORT = {
         "training_results",
     },
     "tiny_stages": SHIPPED
-    | {"files", "publishing", "recipes", "run_settings", "scene_questions", "shape_scenes", "splits", "suite"}
-    | {"tiny_model", "tiny_tower", "train", "train_tower"},
+    | {"files", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model", "train", "train_tower"},
     "tiny_results": SHIPPED
     | {"files", "publishing", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
     | {"training_callbacks", "training_results"},

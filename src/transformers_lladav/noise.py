@@ -157,7 +157,7 @@ def hide_blocks(
         else:
             first = start + int(draw[0] * -(-written // block_length)) * block_length
             last = min(first + block_length, end)
-            level = 1.0 if draw[1] > WHOLE_BLOCKS else level
+            level = 1.0 if draw[1] < WHOLE_BLOCKS else level
             hidden[last:end] = True
         draws = torch.rand(last - first, generator=generator)
         hidden[first:last] = draws <= max(level, float(draws.min()))

@@ -71,7 +71,7 @@ class Recipe:
         precision: "bf16" and "fp16" compute in half precision; what is trained is kept in float32. "auto" takes bf16
             where a GPU has it, and fp32 on a CPU.
         gradient_checkpointing: compute activations again on the way back: a fifth of the memory for a third more time.
-        compile: compile the layers of tower and language model. Takes a minute or two, and a C++ compiler.
+        compile: compile the layers of tower and language model; takes a while at first, and a C++ compiler.
         prompt: "chat", or "plain" for picture and text without any template, as the paper's first stage has it.
         image_separator: what stands between a picture and the text after it. The official training has a line feed
             there, which the official inference leaves out; the recipes of ours train what is asked afterwards.

@@ -74,7 +74,7 @@ def facts(scene: Scene, rng: random.Random) -> str:
         rng: chooses the order.
 
     Returns:
-        Such as "red star top left, blue ring right". One form: two take twice as long to learn.
+        Such as "red star top left, blue ring right". One form alone, which is learned sooner than two.
     """
     return ", ".join(f"{' '.join(item.pair)} {item.place}" for item in rng.sample(scene.objects, len(scene.objects)))
 

@@ -17,12 +17,13 @@ from PIL import Image
 
 from .charts import Chart, make_chart, render_chart
 from .scene_changes import SceneChange, ask_change, ask_fuller, make_change
-from .scene_questions import ASKERS, Question
+from .scene_questions import ASKERS, Question, facts
 from .shape_scenes import COLOURS, Scene, make_scene, render_scene
 from .signs import Sign, make_sign, render_sign
 from .splits import SPLIT_SEEDS, split_seed
 
 PICTURE_SIDE = 96
+FACTS = "Describe the shapes."
 THINK, NO_THINK = " /think", " /no_think"
 ANSWER_MARK = "Answer: "
 SPLITS = tuple(SPLIT_SEEDS)
@@ -283,6 +284,22 @@ def long_answer(world: World, rng: random.Random) -> Question:
     if isinstance(world, Sign):
         return _ask_ocr(world, rng)
     return _ask_bars(world, rng) if isinstance(world, Chart) else ask_change(world, rng)
+
+
+def whole_text(world: World, rng: random.Random) -> tuple[str, str]:
+    """A request for a text that says all that a picture shows, and the text.
+
+    Args:
+        world: what it shows.
+        rng: chooses the text; that of six in ten scenes goes through them in any order.
+
+    Returns:
+        Both.
+    """
+    if isinstance(world, Scene) and rng.random() < 0.6:
+        return FACTS, facts(world, rng)
+    question = long_answer(world, rng)
+    return question.text, question.answer
 
 
 def training_dialogue(

@@ -25,8 +25,6 @@ from .files import new_folder
 from .publishing import save_checkpoint
 from .recipes import Recipe
 from .run_settings import RUN, RunSettings, is_finished
-from .scene_questions import facts
-from .shape_scenes import Scene
 from .splits import SUITE_VERSION
 from .tiny_model import TinySizes, build_model, build_processor
 from .train import Outcome, Run, TrainingData
@@ -34,7 +32,6 @@ from .train_tower import train_tower
 
 # Answers are written on canvases of any length, which must not tell how long they are.
 CANVASES = (8, 8, 8, 8, 8, 8, 16, 48)
-FACTS = "Describe the shapes."
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
@@ -79,6 +76,11 @@ class TinyStage:
     first: int = 0
     texts: float = 0.0
     reasoned: float = 0.0
+
+    @property
+    def is_of_tower(self) -> bool:
+        """Whether the tower learns by itself, from patches."""
+        return self.recipe.trains == ("vision_tower",)
 
 
 STAGES: tuple[TinyStage, ...] = (
@@ -140,24 +142,8 @@ class StageSamples(Sequence[dict[str, Any]]):
         dialogue = suite.training_dialogue(index, stage.families, stage.turns, reasoned=stage.reasoned)
         messages, rng = dialogue.messages, random.Random(f"long {index}")
         if rng.random() < stage.texts:
-            messages = suite.chat(dialogue.pictures, [whole_text(dialogue.world, rng)])
+            messages = suite.chat(dialogue.pictures, [suite.whole_text(dialogue.world, rng)])
         return {"messages": messages, "source": f"{stage.recipe.name} sample {index}"}
-
-
-def whole_text(world: suite.World, rng: random.Random) -> tuple[str, str]:
-    """A request for a text that says all that a picture shows, and the text.
-
-    Args:
-        world: what it shows.
-        rng: chooses the text; that of six in ten scenes goes through them in any order.
-
-    Returns:
-        Both.
-    """
-    if isinstance(world, Scene) and rng.random() < 0.6:
-        return FACTS, facts(world, rng)
-    question = suite.long_answer(world, rng)
-    return question.text, question.answer
 
 
 def train_stages(
@@ -193,7 +179,7 @@ def train_stages(
     for stage in stages[:until]:
         report = {} if on_stage is None else on_stage(stage)
         output = folder / stage.recipe.name
-        if _is_compiled(output, compiled) and stage.recipe.trains != ("vision_tower",):
+        if not stage.is_of_tower and _is_compiled(output, compiled):
             stage = replace(stage, recipe=replace(stage.recipe, compile=True))
         outcomes.append(_train(stage, source, output, workers, report))
         if outcomes[-1].product is None:
@@ -227,7 +213,7 @@ def _is_compiled(output: Path, wanted: bool) -> bool:
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:
     data = f"suite, version {SUITE_VERSION}"
     settings = RunSettings(str(source), data, output, workers=workers, report_to="none")
-    if stage.recipe.trains == ("vision_tower",):
+    if stage.is_of_tower:
         return train_tower(settings, stage.recipe, stage.first, **report)
     assert stage.recipe.max_steps is not None
     count = stage.recipe.max_steps * stage.recipe.global_batch_size

@@ -39,9 +39,8 @@ def patch_labels(world: Any, patches: int) -> torch.Tensor:
 
     Returns:
         (heads, patches, patches) indices, 0 for nothing. All patches know their place, that of the cell which a
-        scene has there; those of an object's cell show the object. A patch
-        that a line of text runs through shows the character whose middle is in its column, and all patches of a
-        column the bar whose middle is in it.
+        scene has there; those of an object's cell show the object. A patch that a line of text runs through shows
+        the character whose middle is in its column, and all patches of a column the bar whose middle is in it.
     """
     labels = torch.zeros(len(HEADS), patches, patches, dtype=torch.long)
     cell = patches // GRID
