@@ -347,6 +347,22 @@ def test_answers_are_hidden_by_blocks_when_asked_for(processor):
         assert batch["loss_weights"].sum() == pytest.approx(1.0)
 
 
+def test_one_token_of_a_few_is_hidden_when_asked_for(processor):
+    collator = Collator(processor, answers_only=True, sparse_noise=2)
+    row = collator.prepare(TURNS)
+    learned = row.labels != IGNORED
+    seen = set()
+    for epoch in range(20):
+        batch, again = (collator(numbered([TURNS], epoch)) for _ in range(2))
+        assert torch.equal(batch["input_ids"], again["input_ids"])
+        hidden = batch["labels"][0] != IGNORED
+        assert torch.equal(batch["labels"][0][hidden], row.labels[hidden])
+        assert learned.sum() / 2 <= hidden.sum() < learned.sum()
+        assert batch["loss_weights"].sum() == pytest.approx(1.0)
+        seen.add(tuple(hidden.tolist()))
+    assert len(seen) > 10
+
+
 def test_a_canvas_ends_where_a_sample_has_to(processor):
     length = len(Collator(processor).prepare(SHORT)) + 3
     assert len(Collator(processor, answer_canvas=64, max_length=length).prepare(SHORT)) == length

@@ -213,7 +213,7 @@ MAY_IMPORT = {
     "launching": set(),
     "lengths": {"data", "media", "plain_prompt", "prompt_view", "record_files", "samples"},
     "plain_prompt": {"diffusion_lladav"},
-    "collation": {"diffusion_lladav", "labels", "media", "noise", "packing", "plain_prompt", "samples"},
+    "collation": {"diffusion_lladav", "labels", "media", "noise", "packing", "plain_prompt", "recipes", "samples"},
     "batches": {"noise", "samples"},
     "streams": {"data", "media", "noise", "record_files", "records", "samples"},
     "training_data": {"data", "lengths", "media", "noise", "record_files", "records", "samples", "streams"},

@@ -1,6 +1,7 @@
 """Noise that depends on a sample's number only, even levels, and two views that hide everything once."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers_lladav.noise import (
     complementary_views,
     fixed_noise,
     hide_blocks,
+    hide_sparsely,
     numbered_generator,
     training_noise,
 )
@@ -184,3 +186,33 @@ def test_half_of_the_long_answers_get_holes_anywhere_at_even_levels():
     assert len(shares) / 2000 == pytest.approx(0.5, abs=0.04)
     assert sum(shares) / len(shares) == pytest.approx(0.55, abs=0.04)
     assert tails > 0.95 * len(shares)
+
+
+@pytest.mark.parametrize(("written", "every", "hidden"), [(1, 3, 1), (6, 3, 2), (7, 3, 3), (9, 1, 9), (2, 8, 1)])
+def test_one_token_of_every_few_is_hidden_anywhere_among_them(written, every, hidden):
+    ids = torch.arange(20, 20 + 2 * written + 12)[None]
+    labels, worth = torch.full_like(ids, -100), torch.ones(ids.shape[1])
+    starts = (4, written + 9)  # two answers, the first with a filling of two tokens
+    for start in starts:
+        labels[0, start : start + written] = ids[0, start : start + written]
+    labels[0, 4 + written : 6 + written], worth[4 + written : 6 + written] = 7, 0.1
+    places = Counter()
+    for seed in range(300):
+        noised = hide_sparsely(ids, labels, worth, every, MASK, torch.Generator().manual_seed(seed))
+        chosen = noised.labels[0] != -100
+        assert torch.equal(noised.input_ids[0] == MASK, chosen)
+        assert torch.equal(noised.input_ids[0][~chosen], ids[0][~chosen])
+        assert torch.equal(noised.labels[0][chosen], ids[0][chosen])
+        assert noised.loss_weights.sum().item() == pytest.approx(1.0)
+        for start in starts:
+            answer = chosen[start : start + written]
+            assert [int(part.sum()) for part in answer.split(every)] == [1] * hidden
+            assert noised.loss_weights[0, start : start + written][answer].tolist() == pytest.approx(
+                [0.5 / hidden] * hidden
+            )
+            places.update(answer.nonzero().flatten().tolist())
+        assert chosen.sum() == 2 * hidden
+    for first in range(0, written, every):
+        run = range(first, min(first + every, written))
+        expected = 600 / len(run)  # two answers, 300 seeds; five standard deviations of a binomial
+        assert all(abs(places[place] - expected) <= 5 * (expected * (1 - 1 / len(run))) ** 0.5 for place in run)

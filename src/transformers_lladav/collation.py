@@ -16,9 +16,18 @@ from PIL import Image
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
 from .labels import PromptIds, conversation_ids, label_tokens, message_spans, text_start
 from .media import load_videos
-from .noise import Noise, complementary_views, fixed_noise, hide_blocks, numbered_generator, training_noise
+from .noise import (
+    Noise,
+    complementary_views,
+    fixed_noise,
+    hide_blocks,
+    hide_sparsely,
+    numbered_generator,
+    training_noise,
+)
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
 from .plain_prompt import Prompt, caption_start, label_plain, plain_chat, template_options
+from .recipes import check_noise
 from .samples import field_of
 
 # What a token that only fills a canvas up counts, next to one of an answer.
@@ -81,6 +90,7 @@ class Collator:
             learned at once, each then looks as it does when it is written.
         block_noise: hide answers as `generate` meets them with this block length, each by draws of its own, and not
             any of their tokens at one level; see `noise.hide_blocks`.
+        sparse_noise: hide one token of every so many of an answer; see `noise.hide_sparsely`.
         conversation_mask: let no turn see a later one.
         complementary: two rows per sample, which hide every learnable token once; see `complementary_views`.
         fixed_noise: for evaluation: the same noise in every epoch, with levels spread evenly over the samples.
@@ -106,6 +116,7 @@ class Collator:
     answer_canvas: int | tuple[int, ...] | None = None
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
+    sparse_noise: int | None = None
     conversation_mask: bool = False
     complementary: bool = False
     fixed_noise: bool = False
@@ -116,8 +127,9 @@ class Collator:
     sample_numbers: bool = False
 
     def __post_init__(self) -> None:
-        if self.too_long not in ("error", "drop"):
-            raise ValueError(f'too_long={self.too_long!r}; choose "error" or "drop"')
+        for name, words in (("too_long", "error drop"), ("canvas_turns", "last all"), ("prompt", "chat plain")):
+            if getattr(self, name) not in (known := words.split()):
+                raise ValueError(f'{name}={getattr(self, name)!r}; choose "{known[0]}" or "{known[1]}"')
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length={self.max_length}; a sample has at least one token: pass more, or None")
         if self.packing and self.max_length is None:
@@ -126,15 +138,7 @@ class Collator:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
         if self.answer_canvas is not None:
             self._check_canvas()
-        if self.canvas_turns not in ("last", "all"):
-            raise ValueError(f'canvas_turns={self.canvas_turns!r}; choose "last" or "all"')
-        if self.block_noise is not None and (self.block_noise < 1 or self.complementary):
-            raise ValueError(
-                f"block_noise={self.block_noise} with complementary={self.complementary}; pass at least one "
-                "token, and one of the two ways to hide answers"
-            )
-        if self.prompt not in ("chat", "plain"):
-            raise ValueError(f'prompt={self.prompt!r}; choose "chat" or "plain"')
+        check_noise(self.block_noise, self.sparse_noise, self.complementary)
         if self.prompt == "plain" and self.answers_only:
             raise ValueError(
                 'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out'
@@ -334,10 +338,9 @@ class Collator:
         given, tokens = (row.input_ids[None], row.labels[None]), (self.ids.mask, self.ids.placeholders)
         scale = _scale(row)
         views: tuple[NoisedBatch, ...]
-        if self.block_noise is not None:
-            drawn = self._generator(row, "blocks")
-            views = (hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, drawn),)
-            scale = torch.ones(len(row))
+        if every := self.block_noise or self.sparse_noise:
+            drawn, hide = self._generator(row, "blocks"), hide_blocks if self.block_noise else hide_sparsely
+            views, scale = (hide(*given, row.worth, every, self.ids.mask, drawn),), torch.ones(len(row))
         elif self.complementary:
             views = complementary_views(*given, noise, *tokens)
         else:

@@ -146,8 +146,7 @@ def hide_blocks(
     learned = labels[0] != IGNORE_INDEX
     hidden = torch.zeros_like(learned)
     weights = torch.zeros(labels.shape[1])
-    edges = torch.diff(learned.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
-    answers = list(zip(edges[::2], edges[1::2], strict=True))
+    answers = _runs(learned)
     for start, end in answers:
         written = max(int((worth[start:end] == 1).sum()), 1)
         draw = torch.rand(4, generator=generator).tolist()
@@ -169,3 +168,50 @@ def hide_blocks(
         labels=torch.where(hidden & learned, labels, IGNORE_INDEX),
         loss_weights=weights[None],
     )
+
+
+def hide_sparsely(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    worth: torch.Tensor,
+    every: int,
+    mask_token_id: int,
+    generator: torch.Generator | None = None,
+) -> NoisedBatch:
+    """Hide one token of every few, anywhere among them: what is hidden follows from what is left, and the picture.
+
+    A model that is to learn to look things up learns it from such samples alone. At other levels most of what is
+    hidden cannot be known, and what can is lost in that. Fillings are not hidden. The weights of an answer sum to
+    1 / number of answers.
+
+    Args:
+        input_ids: (1, length) token ids.
+        labels: (1, length), -100 where nothing is to be learned; an answer is a run of others.
+        worth: (length,), what a token counts next to the others; below 1 for what fills an answer up.
+        every: an answer is cut into runs of so many tokens, and one of each is hidden.
+        mask_token_id: the token that hides others.
+        generator: source of the draws; the global one by default.
+
+    Returns:
+        The noised sample.
+    """
+    hidden = torch.zeros(labels.shape[1], dtype=torch.bool)
+    weights = torch.zeros(labels.shape[1])
+    answers = _runs((labels[0] != IGNORE_INDEX) & (worth == 1))
+    for start, end in answers:
+        firsts = torch.arange(start, end, every)
+        draws = torch.rand(len(firsts), generator=generator)
+        chosen = firsts + (draws * (end - firsts).clamp(max=every)).long()
+        hidden[chosen] = True
+        weights[chosen] = 1 / len(firsts) / len(answers)
+    return NoisedBatch(
+        input_ids=torch.where(hidden, mask_token_id, input_ids),
+        labels=torch.where(hidden, labels, IGNORE_INDEX),
+        loss_weights=weights[None],
+    )
+
+
+def _runs(wanted: torch.Tensor) -> list[tuple[int, int]]:
+    """Where the runs of what is wanted start and end, (length,) of bool."""
+    edges = torch.diff(wanted.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

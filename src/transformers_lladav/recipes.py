@@ -17,6 +17,26 @@ def _at_least(least: float, name: str, value: float) -> None:
         raise ValueError(f"{name}={value}; pass at least {least}")
 
 
+def check_noise(block_noise: int | None, sparse_noise: int | None, complementary: bool) -> None:
+    """Refuse settings of the noise that contradict each other.
+
+    Args:
+        block_noise: see `Recipe`, as the others.
+        sparse_noise: the same.
+        complementary: the same.
+
+    Raises:
+        ValueError: if a number is below 1, or more than one of them says what is hidden.
+    """
+    given = {"block_noise": block_noise, "sparse_noise": sparse_noise}
+    for name, value in given.items():
+        if value is not None:
+            _at_least(1, name, value)
+    asked = [f"{name}={value}" for name, value in {**given, "complementary": complementary or None}.items() if value]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} both say what is hidden; choose one of them")
+
+
 @dataclasses.dataclass(frozen=True)
 class Lora:
     """Low-rank adapters (LoRA, arXiv:2106.09685) beside frozen linear layers.
@@ -81,6 +101,7 @@ class Recipe:
         canvas_turns: which answers are filled up, the "last" one or "all"; see `Collator`.
         block_noise: hide answers as `generate` meets them with this block length; the official training, and we by
             default, hide any of their tokens.
+        sparse_noise: hide one token of every so many of an answer, which then follows from the others and the picture.
         train_on_padding: learn padding, as the official training does.
         conversation_mask: let no turn see a later one.
         complementary: two views per sample, which together hide every token once.
@@ -122,6 +143,7 @@ class Recipe:
     answer_canvas: int | tuple[int, ...] | None = 64
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
+    sparse_noise: int | None = None
     train_on_padding: bool = False
     conversation_mask: bool = False
     complementary: bool = False
@@ -138,7 +160,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
             _at_least(1, name, getattr(self, name))
-        for name in ("max_steps", "checkpoint_every", "patience", "block_noise"):
+        for name in ("max_steps", "checkpoint_every", "patience"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         for name in ("eval_answers", "weight_decay"):
@@ -191,10 +213,7 @@ class Recipe:
             raise ValueError(
                 'canvas_turns="all" without a canvas; pass answer_canvas=8 as well, or canvas_turns="last"'
             )
-        if self.block_noise is not None and self.complementary:
-            raise ValueError(
-                f"block_noise={self.block_noise} and complementary=True both say what is hidden; choose one of them"
-            )
+        check_noise(self.block_noise, self.sparse_noise, self.complementary)
         if self.prompt == "plain" and (self.answers_only or self.answer_canvas is not None):
             raise ValueError(
                 f'prompt="plain" has no messages for answers_only={self.answers_only} and '

@@ -286,17 +286,18 @@ def long_answer(world: World, rng: random.Random) -> Question:
     return _ask_bars(world, rng) if isinstance(world, Chart) else ask_change(world, rng)
 
 
-def whole_text(world: World, rng: random.Random) -> tuple[str, str]:
+def whole_text(world: World, rng: random.Random, share: float = 0.6) -> tuple[str, str]:
     """A request for a text that says all that a picture shows, and the text.
 
     Args:
         world: what it shows.
-        rng: chooses the text; that of six in ten scenes goes through them in any order.
+        rng: chooses the text.
+        share: of the texts about scenes that are bare facts in any order.
 
     Returns:
         Both.
     """
-    if isinstance(world, Scene) and rng.random() < 0.6:
+    if isinstance(world, Scene) and rng.random() < share:
         return FACTS, facts(world, rng)
     question = long_answer(world, rng)
     return question.text, question.answer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from . import suite
@@ -19,6 +19,9 @@ SPECIAL_TOKENS = (
     "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
 )  # fmt: skip
 VOCABULARY = 560
+# Names of places are one word, so that a fact about a shape always has three: a lookup is learned much sooner when its
+# keys stand where they always do.
+WORDS = r" ?(?:top|bottom) (?:left|right)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BLOCK_LENGTH = 8
 CANVAS = 48  # holds a caption of five objects
 
@@ -71,7 +74,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         A tokenizer of a few hundred tokens that pads with `<|endoftext|>`.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

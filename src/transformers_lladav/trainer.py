@@ -95,6 +95,7 @@ class DiffusionTrainer(WholeCheckpoints):
             "answer_canvas": recipe.answer_canvas,
             "canvas_turns": recipe.canvas_turns,
             "block_noise": recipe.block_noise,
+            "sparse_noise": recipe.sparse_noise,
             "prompt": recipe.prompt,
             "sample_numbers": True,
             "conversation_mask": recipe.conversation_mask,
