@@ -1,10 +1,10 @@
 """Compare masked diffusion with an autoregressive twin on the suite, at several data sizes, and two attention masks.
 
 The comparison of LLaDA-V with LLaMA3-V (arXiv:2505.16933, sections 4.2 and 4.3) in miniature, with everything equal
-but the objective: both twins start from the same random weights, learn to describe what the same frozen vision tower
-sees, and are then trained on more and more dialogues about pictures, with the same samples in the same order for the
-same number of steps. Writes results/twins.json, from which render_readme.py makes the table and the plot.
-What is finished stays in a folder, and a run that was interrupted goes on there.
+but the objective: both twins start from the same random weights, learn to look things up in what the same frozen
+vision tower sees, and are then trained on more and more dialogues about pictures, with the same samples in the same
+order for the same number of steps. Writes results/twins.json, from which render_readme.py makes the table and the
+plot. What is finished stays in a folder, and a run that was interrupted goes on there.
 """
 
 import argparse
@@ -57,14 +57,14 @@ SAY_EVERY = 100
 Say = Callable[[str], None]
 
 # Numbers of the first picture of each kind of sample, in the train split: none is shown twice.
-FIRST = {"captions": 700_000_000, "dialogues": 800_000_000}
+FIRST = {"facts": 700_000_000, "dialogues": 800_000_000}
 
 
 def sample(kind: str, number: int) -> dict[str, Any]:
     """A sample about a scene.
 
     Args:
-        kind: "captions" for texts that say all that a picture shows, "dialogues" for questions about it.
+        kind: "facts" for texts that say what is where, "dialogues" for questions about it.
         number: from 0.
 
     Returns:
@@ -73,8 +73,9 @@ def sample(kind: str, number: int) -> dict[str, Any]:
     index = FIRST[kind] + number
     dialogue = suite.training_dialogue(index, FAMILIES)
     messages = dialogue.messages
-    if kind == "captions":
-        messages = suite.chat(dialogue.pictures, [suite.whole_text(dialogue.world, random.Random(f"long {index}"))])
+    if kind == "facts":
+        text = suite.training_text("facts", dialogue.world, random.Random(f"long {index}"))
+        messages = suite.chat(dialogue.pictures, [text])
     return {"messages": messages, "source": f"{kind} {number}"}
 
 
@@ -84,7 +85,7 @@ class Settings:
 
     Attributes:
         text_hidden: width of the language model.
-        captions: texts that the bases learn from.
+        facts: texts that the bases learn from.
         base_steps: on them.
         steps: on dialogues about pictures.
         batch_size: samples of a step.
@@ -94,11 +95,11 @@ class Settings:
     """
 
     text_hidden: int = 96
-    captions: int = 16_000
-    base_steps: int = 3000
+    facts: int = 12_000
+    base_steps: int = 1500
     steps: int = 500
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 7e-4
     questions: int = 360
     dialogue_questions: int = 240
 
@@ -192,7 +193,7 @@ class Workshop:
         model = build_model(sizes, self.processor)
         model.model.vision_tower = KeptFeatures()
         family = suite.FAMILIES["scene"]
-        pictures = [family.pictures(family.make("train", FIRST["captions"] + index)) for index in range(4 * TOGETHER)]
+        pictures = [family.pictures(family.make("train", FIRST["facts"] + index)) for index in range(4 * TOGETHER)]
         fit_projector(model, self.seen(self.processor.image_processor(pictures, return_tensors="pt").pixel_values))
         return model
 
@@ -203,6 +204,13 @@ class Workshop:
             self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", answers_only=True,
             answer_canvas=CANVAS,
         )  # fmt: skip
+
+    @cached_property
+    def base_collator(self) -> Collator:
+        """How facts become rows: a picture and its text, as in the tiny model's first stage."""
+        return Collator(
+            self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", prompt="plain", sparse_noise=3
+        )
 
     def rows(self, kind: str, count: int) -> list[Row]:
         """The first samples of a kind as clean rows, with features in the place of pixels.
@@ -218,8 +226,9 @@ class Workshop:
             ValueError: if a sample does not fit.
         """
         rows = []
+        collator = self.base_collator if kind == "facts" else self.sample_collator
         for number in range(count):
-            row = self.sample_collator.prepare(sample(kind, number))
+            row = collator.prepare(sample(kind, number))
             if row is None or len(row) >= MAX_LENGTH:
                 raise ValueError(f"{kind} {number} fills all of MAX_LENGTH={MAX_LENGTH} and may be cut; raise it")
             if "pixel_values" in row.media:
@@ -228,9 +237,9 @@ class Workshop:
         return rows
 
     @cached_property
-    def captions(self) -> list[Row]:
+    def facts(self) -> list[Row]:
         """What the bases learn from."""
-        return self.rows("captions", self.settings.captions)
+        return self.rows("facts", self.settings.facts)
 
     @cached_property
     def dialogues(self) -> list[Row]:
@@ -299,7 +308,7 @@ def mean_of_last(losses: Sequence[float], count: int = SAY_EVERY) -> float:
 
 
 def train_base(workshop: Workshop, twin: Twin, folder: Path, say: Say) -> None:
-    """Teach a twin to describe what the tower sees, as its base for dialogues.
+    """Teach a twin to look things up in what the tower sees, as its base for dialogues.
 
     Args:
         workshop: gives samples and settings.
@@ -307,12 +316,10 @@ def train_base(workshop: Workshop, twin: Twin, folder: Path, say: Say) -> None:
         folder: to write weights and facts to.
         say: takes a line of progress.
     """
-    settings, model, rows = workshop.settings, workshop.untrained(), workshop.captions
+    settings, model, rows = workshop.settings, workshop.untrained(), workshop.facts
     started = time.process_time()
     steps = telling(f"{twin} base", settings.base_steps, say)
-    losses = mean_of_last(
-        fit(model, workshop.sample_collator, rows, twin, settings.lesson(settings.base_steps), steps)
-    )
+    losses = mean_of_last(fit(model, workshop.base_collator, rows, twin, settings.lesson(settings.base_steps), steps))
     facts = {"cpu_seconds": time.process_time() - started, "loss": losses}
     with new_folder(folder) as scratch:
         save_file(model.state_dict(), scratch / "model.safetensors")

@@ -42,7 +42,9 @@ def tower(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workshop(tower):
     settings = measure.Settings(text_hidden=32, batch_size=2, questions=len(measure.KINDS), dialogue_questions=2)
-    return measure.Workshop(tower, settings, largest=4)
+    made = measure.Workshop(tower, settings, largest=4)
+    assert made.sample_collator.answer_canvas == measure.CANVAS  # made before a test changes the canvas
+    return made
 
 
 def test_the_plan_has_both_twins_at_every_size_and_the_mask_at_the_largest():
@@ -62,7 +64,7 @@ def test_kinds_are_those_about_one_scene():
 
 
 def test_no_picture_is_of_two_kinds_of_samples():
-    shown = [measure.sample("captions", 0), measure.sample("dialogues", 0), measure.sample("dialogues", 1)]
+    shown = [measure.sample("facts", 0), measure.sample("dialogues", 0), measure.sample("dialogues", 1)]
     drawn = [sample["messages"][0]["content"][0]["image"].tobytes() for sample in shown]
     assert len(set(drawn)) == 3
     firsts = sorted(measure.FIRST.values())
@@ -185,7 +187,7 @@ def test_an_arm_begins_with_its_base_and_learns_from_its_samples(workshop, monke
 def arguments(tower, tmp_path, *more):
     return [
         "--tower", str(tower), "--folder", str(tmp_path / "run"), "--output", str(tmp_path / "twins.json"),
-        "--sizes", "2", "3", "--seeds", "1", "--text-hidden", "16", "--captions", "4", "--base-steps", "1",
+        "--sizes", "2", "3", "--seeds", "1", "--text-hidden", "16", "--facts", "4", "--base-steps", "1",
         "--steps", "2", "--batch-size", "2", "--questions", str(len(measure.KINDS)), "--dialogue-questions", "2",
         *more,
     ]  # fmt: skip

@@ -11,11 +11,12 @@ import torch
 
 from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_tokens, hiding_probability
 
-# What `hide_blocks` draws: the share of blocks that are hidden whole, how little of others is hidden at least, and the
-# share of answers longer than a block that get holes.
+# What `hide_blocks` draws: the share of blocks that are hidden whole, how little of others is hidden at least, the
+# share of answers longer than a block that get holes, and tokens for each hole.
 WHOLE_BLOCKS = 0.5
 LEAST_LEVEL = 0.1
-HOLES = 0.5
+HOLES = 0.6
+HOLE_EVERY = 3
 
 # Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
 GOLDEN_RATIO = 0.6180339887498949
@@ -127,10 +128,11 @@ def hide_blocks(
 
     Every answer gets a block of its own draw: the blocks before it are there, of the block itself some tokens or all
     are hidden, and everything after it is, without being learned: what it is follows from what is written first. Only
-    blocks that hold something of an answer besides its filling are drawn. Of longer answers some get holes instead,
-    anywhere, as they are met by infilling. The weights of an answer sum to 1 / number of answers. This is not the
-    bound of the likelihood that `hide_tokens` gives, which spreads its samples over all ways to hide tokens;
-    semi-autoregressive generation meets few of them (LLaDA, arXiv:2502.09992, section 2.4).
+    blocks that hold something of an answer besides its filling are drawn. Longer answers often get holes instead, as
+    they are met by infilling: one token of every few, see `hide_sparsely`. The weights of an answer sum to
+    1 / number of answers. This is not the bound of the likelihood that `hide_tokens` gives, which spreads its samples
+    over all ways to hide tokens; semi-autoregressive generation meets few of them (LLaDA, arXiv:2502.09992, section
+    2.4).
 
     Args:
         input_ids: (1, length) token ids.
@@ -150,16 +152,16 @@ def hide_blocks(
     for start, end in answers:
         written = max(int((worth[start:end] == 1).sum()), 1)
         draw = torch.rand(4, generator=generator).tolist()
-        level = LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
         if written > block_length and draw[3] < HOLES:
             first, last = start, start + written
+            hidden[_one_of_every(HOLE_EVERY, first, last, generator)] = True
         else:
             first = start + int(draw[0] * -(-written // block_length)) * block_length
             last = min(first + block_length, end)
-            level = 1.0 if draw[1] < WHOLE_BLOCKS else level
+            level = 1.0 if draw[1] < WHOLE_BLOCKS else LEAST_LEVEL + (1 - LEAST_LEVEL) * draw[2]
+            draws = torch.rand(last - first, generator=generator)
+            hidden[first:last] = draws <= max(level, float(draws.min()))
             hidden[last:end] = True
-        draws = torch.rand(last - first, generator=generator)
-        hidden[first:last] = draws <= max(level, float(draws.min()))
         learned[last:end] = False
         counts = torch.where(hidden[first:last], worth[first:last], 0.0)
         weights[first:last] = counts / counts.sum() / len(answers)
@@ -199,16 +201,20 @@ def hide_sparsely(
     weights = torch.zeros(labels.shape[1])
     answers = _runs((labels[0] != IGNORE_INDEX) & (worth == 1))
     for start, end in answers:
-        firsts = torch.arange(start, end, every)
-        draws = torch.rand(len(firsts), generator=generator)
-        chosen = firsts + (draws * (end - firsts).clamp(max=every)).long()
+        chosen = _one_of_every(every, start, end, generator)
         hidden[chosen] = True
-        weights[chosen] = 1 / len(firsts) / len(answers)
+        weights[chosen] = 1 / len(chosen) / len(answers)
     return NoisedBatch(
         input_ids=torch.where(hidden, mask_token_id, input_ids),
         labels=torch.where(hidden, labels, IGNORE_INDEX),
         loss_weights=weights[None],
     )
+
+
+def _one_of_every(count: int, start: int, end: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Cut positions into runs of `count`, and choose one of each."""
+    firsts = torch.arange(start, end, count)
+    return firsts + (torch.rand(len(firsts), generator=generator) * (end - firsts).clamp(max=count)).long()
 
 
 def _runs(wanted: torch.Tensor) -> list[tuple[int, int]]:

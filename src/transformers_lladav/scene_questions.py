@@ -80,6 +80,25 @@ def facts(scene: Scene, rng: random.Random) -> str:
     return " ".join(f"{' '.join(item.pair)} {item.place}" for item in rng.sample(scene.objects, len(scene.objects)))
 
 
+def lookups(scene: Scene, rng: random.Random, count: int = 6) -> str:
+    """One thing about a shape by another, in any order: the same as questions ask, as close together as in `facts`.
+
+    Args:
+        scene: what it is about.
+        rng: chooses them and their order.
+        count: how many at most.
+
+    Returns:
+        Such as "colour star red shape top left star blue ring right". None begins with a place, which would make one
+        name with that at the end of the one before.
+    """
+    told = [f"{' '.join(item.pair)} {item.place}" for item in scene.objects]
+    told += [f"{name} {item.place} {getattr(item, name)}" for item in scene.objects for name in ("colour", "shape")]
+    told += [f"colour {item.shape} {item.colour}" for item in _unique(scene, "shape")]
+    told += [f"shape {item.colour} {item.shape}" for item in _unique(scene, "colour")]
+    return " ".join(rng.sample(told, min(count, len(told))))
+
+
 def _listing(objects: Iterable[SceneObject]) -> str:
     return ", ".join(" ".join(item.pair) for item in objects) or "nothing"
 

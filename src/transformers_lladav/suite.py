@@ -17,13 +17,12 @@ from PIL import Image
 
 from .charts import Chart, make_chart, render_chart
 from .scene_changes import SceneChange, ask_change, ask_fuller, make_change
-from .scene_questions import ASKERS, Question, facts
+from .scene_questions import ASKERS, Question, facts, lookups
 from .shape_scenes import COLOURS, Scene, make_scene, render_scene
 from .signs import Sign, make_sign, render_sign
 from .splits import SPLIT_SEEDS, split_seed
 
 PICTURE_SIDE = 96
-FACTS = "Describe the shapes."
 THINK, NO_THINK = " /think", " /no_think"
 ANSWER_MARK = "Answer: "
 SPLITS = tuple(SPLIT_SEEDS)
@@ -255,6 +254,7 @@ def _examples(split: str, kind: str) -> Iterator[Example]:
 
 # Training
 
+SCENE_TEXTS = ("facts", "lookups")
 SCENE_WEIGHTS = {
     "colour": 2.0, "shape": 2.0, "position": 4.0, "relation": 4.0, "existence": 3.0, "count": 2.0, "comparison": 2.0,
     "dialogue": 2.0,
@@ -286,25 +286,36 @@ def long_answer(world: World, rng: random.Random) -> Question:
     return _ask_bars(world, rng) if isinstance(world, Chart) else ask_change(world, rng)
 
 
-def whole_text(world: World, rng: random.Random, share: float = 0.6) -> tuple[str, str]:
-    """A request for a text that says all that a picture shows, and the text.
+def training_text(kind: str, world: World, rng: random.Random) -> tuple[str, str]:
+    """A request for a text about a picture, and the text.
 
     Args:
+        kind: "facts" or "lookups", of a scene; "whole" for one that says all that a picture shows.
         world: what it shows.
         rng: chooses the text.
-        share: of the texts about scenes that are bare facts in any order.
 
     Returns:
         Both.
+
+    Raises:
+        ValueError: if there is no such text about it.
     """
-    if isinstance(world, Scene) and rng.random() < share:
-        return FACTS, facts(world, rng)
-    question = long_answer(world, rng)
-    return question.text, question.answer
+    if kind == "whole":
+        question = long_answer(world, rng)
+        return question.text, question.answer
+    if kind not in SCENE_TEXTS or not isinstance(world, Scene):
+        raise ValueError(f'kind={kind!r} of a {type(world).__name__}; pass "whole", or {SCENE_TEXTS} of a Scene')
+    return "Describe the shapes.", (facts if kind == "facts" else lookups)(world, rng)
 
 
 def training_dialogue(
-    index: int, families: Mapping[str, float], turns: int = 5, seed: int = 0, reasoned: float = 0.0, long: float = 0.15
+    index: int,
+    families: Mapping[str, float],
+    turns: int = 5,
+    seed: int = 0,
+    reasoned: float = 0.0,
+    long: float = 0.15,
+    kinds: Mapping[str, float] | None = None,
 ) -> Dialogue:
     """Make the training sample number `index`: pictures and several questions about them.
 
@@ -316,6 +327,8 @@ def training_dialogue(
         reasoned: share of the samples in which all questions carry /think or /no_think; most of those that have
             something to list are reasoned.
         long: share of the scenes that are only described or read whole.
+        kinds: how often a scene is asked each kind of question, relative to the others, and nothing else; everything
+            by default.
 
     Returns:
         The dialogue.
@@ -325,10 +338,10 @@ def training_dialogue(
     family = FAMILIES[name]
     world = family.make("train", index)
     tagged = rng.random() < reasoned
-    if name == "scene" and not tagged and rng.random() < long:
+    if name == "scene" and not tagged and kinds is None and rng.random() < long:
         asked: list[Question | None] = [long_answer(world, rng)]
     else:
-        weights = FAMILY_WEIGHTS[name]
+        weights = kinds if kinds is not None and name == "scene" else FAMILY_WEIGHTS[name]
         wanted = rng.choices(list(weights), list(weights.values()), k=turns)
         asked = [family.askers[kind](world, rng) for kind in wanted]
     told: dict[str, str] = {}

@@ -2,14 +2,19 @@
 
     tower      the vision tower learns to see, in place of SigLIP2's own training
     stage1     the language model learns to look things up in what the tower sees
+    stage1b    the same in other forms
+    stage1c    the same when it is asked
     stage2     everything, on questions about one picture
     stage2b    questions about two pictures as well
     stage3     answers with and without reasoning, told apart by /think and /no_think; the paper's 3a and 3b at once
 
 arXiv:2505.16933, section 3.2. There, stage 1 trains the projector alone, since LLaDA-8B has long learned to look up
 what stands in its context. Ours is new to everything: with the projector it trains the language model, to look up one
-thing about a shape by the others. Nothing but that, and in one form: a model that has not learned it first learns
-which answers are frequent, in this stage and all that follow, and does not look.
+thing about a shape by the others. First nothing but that, and in one form, with question and picture close together: a
+model that has not learned it so learns which answers are frequent, in this stage and all that follow, and does not
+look. Then step by step towards questions in a chat, with the first form all along, which is forgotten otherwise. As
+long as several questions are asked at once, none sees a later one: each then looks like the last one of a chat, which
+is what `generate` answers.
 
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
 """
@@ -24,7 +29,7 @@ from typing import Any
 from . import suite
 from .files import new_folder
 from .publishing import save_checkpoint
-from .recipes import Recipe
+from .recipes import Part, Recipe
 from .run_settings import RUN, RunSettings, is_finished
 from .splits import SUITE_VERSION
 from .tiny_model import TinySizes, build_model, build_processor
@@ -54,6 +59,14 @@ _TINY = Recipe(
 )
 
 
+_ABOVE_THE_TOWER: tuple[Part, ...] = ("projector", "newline", "language_model", "head")
+# Pictures and texts with nothing between them, as in the paper's first stage.
+_PLAIN: dict[str, Any] = {
+    "trains": _ABOVE_THE_TOWER, "vision_learning_rate": None, "prompt": "plain", "answers_only": False,
+    "answer_canvas": None, "canvas_turns": "last", "block_noise": None, "sparse_noise": 3,
+}  # fmt: skip
+
+
 def _stage(name: str, description: str, steps: int, **changes: Any) -> Recipe:
     return Recipe(**{**vars(_TINY), "name": name, "description": description, "max_steps": steps, **changes})
 
@@ -67,8 +80,8 @@ class TinyStage:
         families: how often each family of pictures is drawn, relative to the others.
         turns: questions of a sample.
         first: index of the first sample in the train split; no two stages share a picture.
-        texts: share of samples that are one text which says all that a picture shows.
-        facts: share of such texts about scenes that say what is where, in any order, and not what people would.
+        texts: shares of samples that are a text of a kind, see `suite.training_text`.
+        kinds: how often scenes are asked each kind of question, and nothing else; everything by default.
         reasoned: share of samples with /think and /no_think.
     """
 
@@ -76,8 +89,8 @@ class TinyStage:
     families: dict[str, float] = field(default_factory=dict)
     turns: int = 5
     first: int = 0
-    texts: float = 0.0
-    facts: float = 0.6
+    texts: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, float] | None = None
     reasoned: float = 0.0
 
     @property
@@ -97,25 +110,38 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1", "The language model learns to look things up in what the tower sees.", 1200,
-            trains=("projector", "newline", "language_model", "head"), vision_learning_rate=None, prompt="plain",
-            answers_only=False, answer_canvas=None, canvas_turns="last", block_noise=None, sparse_noise=3,
+            "stage1", "The language model learns to look things up in what the tower sees.", 1200, **_PLAIN
         ),
         families={"scene": 1.0},
         first=400_000_000,
-        texts=1.0,
-        facts=1.0,
+        texts={"facts": 1.0},
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture.", 5000),
+        _stage("stage1b", "Looking things up in other forms.", 600, **_PLAIN),
+        families={"scene": 1.0},
+        first=500_000_000,
+        texts={"facts": 0.4, "lookups": 0.6},
+    ),
+    TinyStage(
+        _stage(
+            "stage1c", "Simple questions about shapes.", 1500, trains=_ABOVE_THE_TOWER, vision_learning_rate=None,
+            answer_canvas=8, conversation_mask=True,
+        ),
+        families={"scene": 1.0},
+        first=600_000_000,
+        texts={"facts": 0.35},
+        kinds={"colour": 1.0, "shape": 1.0, "position": 1.0, "existence": 1.0},
+    ),
+    TinyStage(
+        _stage("stage2", "Questions about one picture.", 5000, conversation_mask=True),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
-        texts=0.2,
+        texts={"facts": 0.2, "whole": 0.1},
     ),
     TinyStage(
         _stage("stage2b", "Questions about one and two pictures.", 2500, learning_rate=5e-4),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
-        texts=0.1,
+        texts={"facts": 0.1, "whole": 0.05},
     ),
     TinyStage(
         _stage("stage3", "Answers with and without reasoning.", 2000, learning_rate=4e-4),
@@ -144,10 +170,14 @@ class StageSamples(Sequence[dict[str, Any]]):
         if not 0 <= number < self.size:
             raise IndexError(f"number={number} is outside of {self.size} samples")
         stage, index = self.stage, self.stage.first + number
-        dialogue = suite.training_dialogue(index, stage.families, stage.turns, reasoned=stage.reasoned)
-        messages, rng = dialogue.messages, random.Random(f"long {index}")
-        if rng.random() < stage.texts:
-            messages = suite.chat(dialogue.pictures, [suite.whole_text(dialogue.world, rng, stage.facts)])
+        rng = random.Random(f"long {index}")
+        kinds, shares = [*stage.texts, None], [*stage.texts.values(), 1 - sum(stage.texts.values())]
+        text = rng.choices(kinds, shares)[0]
+        families = {"scene": 1.0} if text in suite.SCENE_TEXTS else stage.families
+        dialogue = suite.training_dialogue(index, families, stage.turns, reasoned=stage.reasoned, kinds=stage.kinds)
+        messages = dialogue.messages
+        if text is not None:
+            messages = suite.chat(dialogue.pictures, [suite.training_text(text, dialogue.world, rng)])
         return {"messages": messages, "source": f"{stage.recipe.name} sample {index}"}
 
 
