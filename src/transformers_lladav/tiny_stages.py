@@ -38,12 +38,14 @@ from .train_tower import train_tower
 
 # Answers are written on canvases of any length, which must not tell how long they are.
 CANVASES = (8, 8, 8, 8, 8, 8, 16, 48)
+# The rate stays high until the last stages: a model whose rate has gone to 0 is slow to learn what comes next.
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
     trains=("vision_tower", "projector", "newline", "language_model", "head"),
     learning_rate=7e-4,
     vision_learning_rate=7e-5,
+    schedule="constant",
     weight_decay=0.01,
     global_batch_size=16,
     device_batch_size=16,
@@ -103,21 +105,21 @@ STAGES: tuple[TinyStage, ...] = (
     TinyStage(
         _stage(
             "tower", "The vision tower learns to see, in place of SigLIP2's own training.", 4000,
-            trains=("vision_tower",), learning_rate=1.5e-3, vision_learning_rate=None, global_batch_size=64,
-            device_batch_size=64,
+            trains=("vision_tower",), learning_rate=1.5e-3, vision_learning_rate=None, schedule="cosine",
+            global_batch_size=64, device_batch_size=64,
         ),
         first=1_000_000_000,
     ),
     TinyStage(
         _stage(
-            "stage1", "The language model learns to look things up in what the tower sees.", 1200, **_PLAIN
+            "stage1", "The language model learns to look things up in what the tower sees.", 1000, **_PLAIN
         ),
         families={"scene": 1.0},
         first=400_000_000,
         texts={"facts": 1.0},
     ),
     TinyStage(
-        _stage("stage1b", "Looking things up in other forms.", 600, **_PLAIN),
+        _stage("stage1b", "Looking things up in other forms.", 400, **_PLAIN),
         families={"scene": 1.0},
         first=500_000_000,
         texts={"facts": 0.4, "lookups": 0.6},
@@ -129,7 +131,7 @@ STAGES: tuple[TinyStage, ...] = (
         ),
         families={"scene": 1.0},
         first=600_000_000,
-        texts={"facts": 0.35},
+        texts={"facts": 0.4},
         kinds={"colour": 1.0, "shape": 1.0, "position": 1.0, "existence": 1.0},
     ),
     TinyStage(
@@ -138,13 +140,13 @@ STAGES: tuple[TinyStage, ...] = (
         texts={"facts": 0.2, "whole": 0.1},
     ),
     TinyStage(
-        _stage("stage2b", "Questions about one and two pictures.", 2500, learning_rate=5e-4),
+        _stage("stage2b", "Questions about one and two pictures.", 2500, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
         texts={"facts": 0.1, "whole": 0.05},
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 2000, learning_rate=4e-4),
+        _stage("stage3", "Answers with and without reasoning.", 2000, learning_rate=4e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
         reasoned=0.4,
