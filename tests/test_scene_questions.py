@@ -287,16 +287,16 @@ def test_lookups_are_true_and_of_three_words() -> None:
     kinds: Counter[tuple[str, bool]] = Counter()
     for number, scene in enumerate(SCENES["train"]):
         text = lookups(scene, random.Random(number), count=4)
-        told = re.findall(rf"(colour|shape|{NAME}) ({NAME}) ({NAME})", text)
+        told = re.findall(rf"({NAME}) (colour|shape|{NAME}) ({NAME})", text)
         assert " ".join(map(" ".join, told)) == text
         assert 1 <= len(told) <= 4
-        for name, key, value in told:
+        for key, name, value in told:
             found = [item for item in scene.objects if key in (item.colour, item.shape, item.place)]
             if name in ("colour", "shape"):
                 assert [getattr(item, name) for item in found] == [value]
                 kinds[name, key in PLACES] += 1
             else:
-                assert [item.place for item in found if item.colour == name] == [value]
+                assert [item.place for item in found if item.shape == name] == [value]
                 kinds["fact", False] += 1
     assert len(kinds) == 5
     assert min(kinds.values()) > 20

@@ -81,7 +81,7 @@ def facts(scene: Scene, rng: random.Random) -> str:
 
 
 def lookups(scene: Scene, rng: random.Random, count: int = 6) -> str:
-    """One thing about a shape by another, in any order: the same as questions ask, as close together as in `facts`.
+    """One thing about a shape by another, in any order: the same as questions ask, but closer together.
 
     Args:
         scene: what it is about.
@@ -89,14 +89,15 @@ def lookups(scene: Scene, rng: random.Random, count: int = 6) -> str:
         count: how many at most.
 
     Returns:
-        Such as "colour star red shape top left star blue ring right". None begins with a place, which would make one
-        name with that at the end of the one before.
+        Such as "star colour red top left shape star blue ring right". Facts come last: before a place they would end
+        in another name, "top" and "left" in "top left".
     """
-    told = [f"{' '.join(item.pair)} {item.place}" for item in scene.objects]
-    told += [f"{name} {item.place} {getattr(item, name)}" for item in scene.objects for name in ("colour", "shape")]
-    told += [f"colour {item.shape} {item.colour}" for item in _unique(scene, "shape")]
-    told += [f"shape {item.colour} {item.shape}" for item in _unique(scene, "colour")]
-    return " ".join(rng.sample(told, min(count, len(told))))
+    shown = [f"{' '.join(item.pair)} {item.place}" for item in scene.objects]
+    told = [f"{item.place} {name} {getattr(item, name)}" for item in scene.objects for name in ("colour", "shape")]
+    told += [f"{item.shape} colour {item.colour}" for item in _unique(scene, "shape")]
+    told += [f"{item.colour} shape {item.shape}" for item in _unique(scene, "colour")]
+    chosen = rng.sample([*told, *shown], min(count, len(told) + len(shown)))
+    return " ".join(sorted(chosen, key=lambda text: text in shown))
 
 
 def _listing(objects: Iterable[SceneObject]) -> str:
