@@ -2,9 +2,11 @@
 
 The comparison of LLaDA-V with LLaMA3-V (arXiv:2505.16933, sections 4.2 and 4.3) in miniature, with everything equal
 but the objective: both twins start from the same random weights, learn to look things up in what the same frozen
-vision tower sees, and are then trained on more and more dialogues about pictures, with the same samples in the same
-order for the same number of steps. Writes results/twins.json, from which render_readme.py makes the table and the
-plot. What is finished stays in a folder, and a run that was interrupted goes on there.
+vision tower sees, and are then trained on more and more questions about pictures, with the same samples in the same
+order for the same number of steps. Questions and answers follow one another line by line, without a chat template:
+with a question close to its answer, small models learn much sooner to look up what it is about. Writes
+results/twins.json, from which render_readme.py makes the table and the plot. What is finished stays in a folder, and a
+run that was interrupted goes on there.
 """
 
 import argparse
@@ -32,9 +34,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from transformers_lladav import suite
-from transformers_lladav.collation import Collator, Row
+from transformers_lladav.collation import Collator
+from transformers_lladav.diffusion_lladav import IGNORE_INDEX
 from transformers_lladav.files import new_folder, write_text
-from transformers_lladav.labels import conversation_ids
+from transformers_lladav.noise import runs
+from transformers_lladav.rows import Row
 from transformers_lladav.splits import SUITE_VERSION
 from transformers_lladav.tiny_model import TinySizes, build_model
 from transformers_lladav.tiny_tower import fit_projector
@@ -44,9 +48,10 @@ RESULT = Path(__file__).resolve().parent / "results" / "twins.json"
 TWINS: tuple[Twin, ...] = ("diffusion", "autoregressive")
 GROUPS = (*TWINS, "conversation_mask")
 FAMILIES = {"scene": 1.0}
-KINDS = tuple(kind for kind in suite.KINDS if kind in suite.FAMILIES["scene"].askers)
-# The canvas holds the longest answer, a caption of five objects, with its end.
-CANVAS, BLOCK, MAX_LENGTH = 40, 8, 288
+# Those with short answers: one canvas holds any of them, with its end, and its length tells nothing.
+KINDS = ("colour", "shape", "position", "existence", "count", "dialogue")
+TURNS = 8
+CANVAS, BLOCK, MAX_LENGTH = 8, 8, 288
 MODES: dict[Twin, dict[str, dict[str, Any]]] = {
     "diffusion": {"one token per pass": {"preset": "exact"}, "threshold 0.9": {"threshold": 0.9}},
     "autoregressive": {"one token per pass": {}},
@@ -71,7 +76,7 @@ def sample(kind: str, number: int) -> dict[str, Any]:
         What the collator takes.
     """
     index = FIRST[kind] + number
-    dialogue = suite.training_dialogue(index, FAMILIES)
+    dialogue = suite.training_dialogue(index, FAMILIES, TURNS, kinds=dict.fromkeys(KINDS, 1.0))
     messages = dialogue.messages
     if kind == "facts":
         text = suite.training_text("facts", dialogue.world, random.Random(f"long {index}"))
@@ -155,8 +160,8 @@ class Asked:
 
     Attributes:
         examples: of the suite.
-        inputs: of the model, with features in the place of pixels.
-        turns: (prompt,), the turn of each position of the first question.
+        inputs: of the model, with features in the place of pixels; padded on the left.
+        turns: (prompt,), the turn of each position of the last question.
     """
 
     examples: list[suite.Example]
@@ -191,6 +196,7 @@ class Workshop:
             text_hidden=self.settings.text_hidden,
         )  # fmt: skip
         model = build_model(sizes, self.processor)
+        model.generation_config.eos_token_id = self.processor.tokenizer("\n").input_ids  # ends a completion's answer
         model.model.vision_tower = KeptFeatures()
         family = suite.FAMILIES["scene"]
         pictures = [family.pictures(family.make("train", FIRST["facts"] + index)) for index in range(4 * TOGETHER)]
@@ -199,18 +205,16 @@ class Workshop:
 
     @cached_property
     def sample_collator(self) -> Collator:
-        """How samples become rows: prompts as they are when they are answered, the last answer on its canvas."""
+        """How samples become rows: prompts as they are when they are answered, every answer on its canvas."""
         return Collator(
-            self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", answers_only=True,
-            answer_canvas=CANVAS,
+            self.processor, packing=True, max_length=MAX_LENGTH, prompt="completion", answer_canvas=CANVAS,
+            canvas_turns="all", block_noise=BLOCK,
         )  # fmt: skip
 
     @cached_property
     def base_collator(self) -> Collator:
         """How facts become rows: a picture and its text, as in the tiny model's first stage."""
-        return Collator(
-            self.processor, packing=True, max_length=MAX_LENGTH, image_separator="", prompt="plain", sparse_noise=3
-        )
+        return Collator(self.processor, packing=True, max_length=MAX_LENGTH, prompt="plain", sparse_noise=3)
 
     def rows(self, kind: str, count: int) -> list[Row]:
         """The first samples of a kind as clean rows, with features in the place of pixels.
@@ -251,15 +255,21 @@ class Workshop:
         first = [example for example in examples if len(example.messages) == 1]
         parts = [first[start : start + TOGETHER] for start in range(0, len(first), TOGETHER)]
         parts += [[example] for example in examples if len(example.messages) > 1]
-        made = []
-        for part in parts:
-            inputs = self.processor.apply_chat_template(
-                [example.messages for example in part],
-                add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            )  # fmt: skip
-            inputs["pixel_values"] = self.seen(inputs["pixel_values"])
-            made.append(Asked(part, dict(inputs), conversation_ids(inputs["input_ids"][0], self.sample_collator.ids)))
-        return made
+        return [self._asked(part) for part in parts]
+
+    def _asked(self, examples: list[suite.Example]) -> Asked:
+        rows = [prompt_of(self.sample_collator, example) for example in examples]
+        length = max(map(len, rows))
+        inputs = {
+            "input_ids": torch.full((len(rows), length), self.sample_collator.ids.padding),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+            **{name: torch.cat([row.media[name] for row in rows]) for name in rows[0].media},
+        }
+        for number, row in enumerate(rows):
+            inputs["input_ids"][number, length - len(row) :] = row.input_ids
+            inputs["attention_mask"][number, length - len(row) :] = 1
+        inputs["pixel_values"] = self.seen(inputs["pixel_values"])
+        return Asked(examples, inputs, rows[-1].turns)
 
     @cached_property
     def questions(self) -> list[Asked]:
@@ -270,6 +280,24 @@ class Workshop:
     def dialogue_questions(self) -> list[Asked]:
         """Those that the masks are compared on."""
         return self.asked(suite.evaluation_set("test", self.settings.dialogue_questions, ["dialogue"]))
+
+
+def prompt_of(collator: Collator, example: suite.Example) -> Row:
+    """Make a question a prompt, by cutting the answer off a sample of it.
+
+    Args:
+        collator: of completions.
+        example: the question.
+
+    Returns:
+        A clean row that ends where the answer begins.
+    """
+    answer = {"role": "assistant", "content": [{"type": "text", "text": example.answer}]}
+    row = collator.prepare({"messages": [*example.messages, answer], "source": example.id})
+    assert row is not None
+    end, _ = runs(row.labels != IGNORE_INDEX)[-1]
+    parts = {name: getattr(row, name)[:end] for name in ("input_ids", "labels", "loss_weights", "turns", "worth")}
+    return replace(row, **parts)
 
 
 # A base and an arm

@@ -14,6 +14,7 @@ from transformers_lladav.batches import TrainingBatches
 from transformers_lladav.checkpoint_keys_lladav import native_key
 from transformers_lladav.collation import Collator
 from transformers_lladav.noise import Noise
+from transformers_lladav.prompt_view import PromptViewer
 from transformers_lladav.samples import Numbered
 
 BATCHES = {batch["key"]: batch for batch in parity.numbers("loss")["batches"] if "error" not in batch}
@@ -500,7 +501,7 @@ def test_what_cannot_be_used_is_named(processor):
     ("options", "message"),
     [
         ({"too_long": "cut"}, 'too_long=\'cut\'; choose "error" or "drop"'),
-        ({"prompt": "caption"}, 'prompt=\'caption\'; choose "chat" or "plain"'),
+        ({"prompt": "caption"}, 'prompt=\'caption\'; choose "chat" or "plain" or "completion"'),
         (
             {"prompt": "plain", "answers_only": True},
             'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out',
@@ -512,7 +513,7 @@ def test_what_cannot_be_used_is_named(processor):
         ),
         (
             {"prompt": "plain", "answer_canvas": 8},
-            'answer_canvas=8 has no meaning with prompt="plain", which has no end; leave it out',
+            'answer_canvas=8 has no meaning with prompt="plain", which is never asked; leave it out',
         ),
         ({"max_length": 0}, "max_length=0; a sample has at least one token: pass more, or None"),
         ({"packing": True}, "packing=True needs max_length, the tokens that a row holds; pass max_length=4096"),
@@ -588,7 +589,7 @@ def test_a_plain_prompt_can_be_cut_behind_the_first_token_of_its_caption(process
         (SHORT["messages"], 'the question has no picture, and prompt="plain" is for pictures with captions'),
         (
             [SEEN["messages"][0], {"role": "assistant", "content": SEEN["messages"][0]["content"]}],
-            'the answer has a picture, and prompt="plain" learns text',
+            'the answer has a picture, and prompt="plain" begins with them',
         ),
     ],
     ids=["turns", "no picture", "picture in the answer"],
@@ -605,6 +606,102 @@ def test_a_system_message_is_no_turn_of_a_plain_prompt(processor):
     assert torch.equal(
         collator.prepare({"messages": [system, *given["messages"]]}).input_ids, collator.prepare(given).input_ids
     )
+
+
+# --- Completions
+
+
+def asked(*turns, media=True):
+    picture = [{"type": "image", "image": parity.picture("a5_tiny_gray.png")}] if media else []
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages[0]["content"] += picture  # behind the words, to show that it goes to the front
+    return {"messages": messages}
+
+
+def test_a_completion_is_the_picture_and_lines_of_questions_and_answers(processor, tokenizer):
+    row = Collator(processor, prompt="completion").prepare(asked(("Who? ", "A grey\ncat"), ("Really?", "<|eot_id|>")))
+    shown = row.input_ids == processor.image_token_id
+    pictures = int(shown.sum())
+    assert shown[:pictures].all()
+    assert tokenizer.decode(row.input_ids[pictures:]) == "Who? A grey\ncat\nReally? <|eot_id|>\n"
+    learned = (row.labels != IGNORED).int()
+    edges = torch.diff(learned, prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    answers = [tokenizer.decode(row.labels[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    assert answers == [" A grey\ncat\n", " <|eot_id|>\n"]
+    assert torch.equal(row.labels[learned == 1], row.input_ids[learned == 1])
+
+
+def test_a_completion_without_a_picture_or_a_question_learns_the_answer(processor, tokenizer):
+    row = Collator(processor, prompt="completion").prepare(asked(("", "a cat on a mat"), media=False))
+    assert row.input_ids.tolist() == row.labels.tolist() == tokenizer("a cat on a mat\n").input_ids
+
+
+def test_a_completion_can_be_cut_within_its_answers(processor):
+    sample = asked(("Who?", "a cat on a mat"), ("What?", "a dog"))
+    whole = Collator(processor, prompt="completion").prepare(sample)
+    first = int((whole.labels != IGNORED).nonzero()[0])
+    row = Collator(processor, prompt="completion", max_length=first + 2).prepare(sample)
+    assert torch.equal(row.input_ids, whole.input_ids[: first + 2])
+    assert torch.equal(row.labels, whole.labels[: first + 2])
+    with pytest.raises(ValueError, match=f"cannot be cut: its first answer begins at token {first};"):
+        Collator(processor, prompt="completion", max_length=first).prepare(sample)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (SHORT["messages"][:1], 'the messages are user, and prompt="completion" takes questions and answers in turn'),
+        (
+            asked(("Who?", "a cat"), media=False)["messages"] + SEEN["messages"],
+            'the later question has a picture, and prompt="completion" begins with them',
+        ),
+        (
+            [SEEN["messages"][0], {"role": "assistant", "content": SEEN["messages"][0]["content"]}],
+            'the answer has a picture, and prompt="completion" begins with them',
+        ),
+    ],
+    ids=["no answer", "later picture", "picture in the answer"],
+)
+def test_what_has_no_completion_is_named(messages, message, processor):
+    with pytest.raises(ValueError, match=f"^here:3: {re.escape(message)}"):
+        Collator(processor, prompt="completion")([{"source": "here:3", "messages": messages}])
+
+
+def test_answers_of_a_completion_are_filled_up_with_line_feeds(processor, tokenizer):
+    sample = asked(("Who?", "a cat"), ("What?", "a dog on a mat"))
+    bare, last, every = (
+        Collator(processor, prompt="completion", **options).prepare(sample)
+        for options in ({}, {"answer_canvas": 8}, {"answer_canvas": 8, "canvas_turns": "all"})
+    )
+    feeds, short, long = 198, *(len(tokenizer(text).input_ids) for text in (" a cat\n", " a dog on a mat\n"))
+    assert last.input_ids.tolist() == [*bare.input_ids.tolist(), *[feeds] * (-long % 8)]
+    end = len(bare) - long - len(tokenizer("What?").input_ids)  # of the first answer
+    before, after = bare.input_ids[:end].tolist(), last.input_ids[end:].tolist()
+    assert every.input_ids.tolist() == [*before, *[feeds] * (-short % 8), *after]
+    assert (every.labels[every.worth < 1] == feeds).all()
+    assert int((every.worth < 1).sum()) == -short % 8 + -long % 8
+    assert int((every.labels != IGNORED).sum()) == 16
+
+
+def test_every_question_of_a_completion_begins_a_turn(processor, tokenizer):
+    sample = asked(("Who?", "a cat"), ("What?", "a dog on a mat"))
+    row = Collator(processor, prompt="completion", conversation_mask=True).prepare(sample)
+    second = len(tokenizer("What?").input_ids) + len(tokenizer(" a dog on a mat\n").input_ids)
+    assert row.turns.tolist() == [0] * (len(row) - second) + [1] * second
+
+
+@pytest.mark.parametrize("prompt", ["plain", "completion"])
+def test_a_prompt_that_is_looked_at_has_the_labels_of_the_one_that_is_learned(prompt, processor):
+    sample = asked(("Who <|eot_id|>?", "a <image> cat"))
+    row = Collator(processor, prompt=prompt).prepare(sample)
+    view = PromptViewer(processor, prompt=prompt).view(sample["messages"], [(40, 30)])
+    shown = row.input_ids == processor.image_token_id
+    assert torch.equal(view.labels[1:], row.labels[~shown])
+    assert torch.equal(view.input_ids[1:], row.input_ids[~shown])
 
 
 # --- Pictures that are filled in, and numbers

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from transformers_lladav import suite
+from transformers_lladav.noise import runs
 from transformers_lladav.publishing import save_checkpoint
 from transformers_lladav.tiny_model import TinySizes, build_model, build_processor
 from transformers_lladav.twins import Lesson, fit
@@ -42,9 +43,7 @@ def tower(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workshop(tower):
     settings = measure.Settings(text_hidden=32, batch_size=2, questions=len(measure.KINDS), dialogue_questions=2)
-    made = measure.Workshop(tower, settings, largest=4)
-    assert made.sample_collator.answer_canvas == measure.CANVAS  # made before a test changes the canvas
-    return made
+    return measure.Workshop(tower, settings, largest=4)
 
 
 def test_the_plan_has_both_twins_at_every_size_and_the_mask_at_the_largest():
@@ -57,7 +56,7 @@ def test_the_plan_has_both_twins_at_every_size_and_the_mask_at_the_largest():
 
 
 def test_kinds_are_those_about_one_scene():
-    assert {"colour", "relation", "caption", "dialogue"} < set(measure.KINDS)
+    assert {"colour", "dialogue"} < set(measure.KINDS)
     for item in suite.evaluation_set("test", 2 * len(measure.KINDS), measure.KINDS):
         pictures = [part for message in item.messages for part in message["content"] if part["type"] == "image"]
         assert len(pictures) == 1
@@ -71,12 +70,14 @@ def test_no_picture_is_of_two_kinds_of_samples():
     assert min(later - earlier for earlier, later in pairwise(firsts)) >= 10_000_000
 
 
-def test_the_canvas_holds_every_caption(workshop):
+def test_the_canvas_holds_every_answer_with_its_end(workshop):
     tokenizer = workshop.processor.tokenizer
-    captions = [item.answer for item in suite.evaluation_set("test", 200, ["caption"])]
-    lengths = [len(ids) for ids in tokenizer(captions, add_special_tokens=False).input_ids]
-    assert max(lengths) < measure.CANVAS
+    answers = [f" {item.answer}\n" for item in suite.evaluation_set("test", 600, measure.KINDS)]
+    assert max(len(ids) for ids in tokenizer(answers, add_special_tokens=False).input_ids) <= measure.CANVAS
     assert measure.CANVAS % measure.BLOCK == 0
+    for row in workshop.dialogues:
+        answers = runs(row.labels != -100)
+        assert {end - start for start, end in answers} == {measure.CANVAS}
 
 
 def test_twins_begin_with_the_same_weights(workshop):
@@ -87,7 +88,7 @@ def test_twins_begin_with_the_same_weights(workshop):
 
 def test_prompts_look_in_training_as_they_do_when_they_are_answered(workshop):
     row, example = workshop.dialogues[0], measure.sample("dialogues", 0)
-    asked = workshop.asked([suite.Example("", "", example["messages"][:1], "")])[0]
+    asked = workshop.asked([suite.Example("", "", example["messages"][:1], "x")])[0]
     length = asked.inputs["input_ids"].shape[1]
     assert torch.equal(row.input_ids[:length], asked.inputs["input_ids"][0])
     assert torch.equal(row.media["pixel_values"], asked.inputs["pixel_values"])
@@ -99,6 +100,17 @@ def test_a_sample_that_may_be_cut_is_refused(workshop, monkeypatch):
     monkeypatch.setattr(measure, "MAX_LENGTH", len(row))
     with pytest.raises(ValueError, match=f"dialogues 0 fills all of MAX_LENGTH={len(row)} and may be cut; raise it"):
         workshop.rows("dialogues", 1)
+
+
+def test_questions_are_padded_on_the_left_and_end_before_their_answers(workshop):
+    examples = suite.evaluation_set("test", 2 * len(measure.KINDS), measure.KINDS)
+    together = next(part for part in workshop.asked(examples) if len(part.examples) > 1)
+    tokenizer, shown = workshop.processor.tokenizer, workshop.processor.image_token_id
+    ids, mask = together.inputs["input_ids"], together.inputs["attention_mask"]
+    for row, present, example in zip(ids, mask, together.examples, strict=True):
+        assert (present.diff() >= 0).all()
+        assert tokenizer.decode(row[(present == 1) & (row != shown)]) == example.messages[0]["content"][-1]["text"]
+    assert mask.sum(dim=1).max() == ids.shape[1]
 
 
 def test_questions_that_follow_on_others_are_asked_alone(workshop):
@@ -124,7 +136,7 @@ def test_what_was_learned_by_heart_is_right(workshop, twin):
     for counts in found.values():
         assert (counts["questions"], counts["correct"]) == (1, 1)
         assert counts["kinds"]["count"] == {"questions": 1, "correct": 1, "passes": counts["passes"]}
-    tokens = len(workshop.processor.tokenizer("three", add_special_tokens=False).input_ids) + 1
+    tokens = len(workshop.processor.tokenizer(" three\n").input_ids)
     passes = [counts["passes"] for counts in found.values()]
     if twin == "autoregressive":
         assert passes == [tokens]
@@ -137,7 +149,6 @@ def test_what_was_learned_by_heart_is_right(workshop, twin):
 
 
 def test_a_masked_arm_is_asked_with_its_mask(workshop, monkeypatch):
-    monkeypatch.setattr(measure, "CANVAS", 8)
     used = []
     real = measure.without_later_turns
     monkeypatch.setattr(
@@ -169,7 +180,7 @@ def test_an_arm_begins_with_its_base_and_learns_from_its_samples(workshop, monke
         assert [row.input_ids.tolist() for row in rows] == [
             row.input_ids.tolist() for row in workshop.dialogues[: len(rows)]
         ]
-        assert (collator.answer_canvas, collator.answers_only, collator.block_noise) == (measure.CANVAS, True, None)
+        assert (collator.answer_canvas, collator.prompt, collator.block_noise) == (measure.CANVAS, "completion", 8)
         assert lesson == workshop.settings.lesson(workshop.settings.steps)
     assert [(len(rows), twin) for _, _, rows, twin, _, _ in given] == [
         (4, "autoregressive"), (3, "diffusion"), (4, "diffusion"),
@@ -194,7 +205,6 @@ def arguments(tower, tmp_path, *more):
 
 
 def test_a_run_goes_on_where_it_was_and_ends_with_a_document(tower, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "CANVAS", 8)  # untrained models fill it up
     trained, bases = [], []
     real_arm, real_base = measure.train_arm, measure.train_base
 

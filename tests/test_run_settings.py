@@ -236,6 +236,7 @@ EFFECTS = {
     "answer_canvas": (6, lambda t: learnable(t), "a red square at the top right" + 5 * "<|eot_id|>"),
     "canvas_turns": ("all", lambda t: t.data_collator.canvas_turns, "all"),
     "block_noise": (8, lambda t: t.data_collator.block_noise, 8),
+    "holes": (0.5, lambda t: t.data_collator.holes, 0.5),
     "sparse_noise": (3, lambda t: (t.data_collator.sparse_noise, t.eval_collator.sparse_noise), (3, 3)),
     "train_on_padding": (True, lambda t: filled(t), True),
     "conversation_mask": (True, lambda t: "conversation_ids" in first_batch(t), True),
@@ -260,6 +261,7 @@ ELSEWHERE = {
 TOGETHER = {
     "prompt": {"eval_answers": 0, "answers_only": False, "answer_canvas": None},
     "best_by": {"eval_answers": 2},
+    "holes": {"block_noise": 8},
     "packing": {"max_length": 2000},
     "answers_only": {"answer_canvas": None},
     "train_on_padding": {"answer_canvas": None},

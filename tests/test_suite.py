@@ -15,7 +15,8 @@ from scene_oracle import oracle
 from transformers_lladav import suite
 from transformers_lladav.charts import Chart, make_chart
 from transformers_lladav.scene_changes import SceneChange
-from transformers_lladav.shape_scenes import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene
+from transformers_lladav.scene_questions import facts
+from transformers_lladav.shape_scenes import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene, make_scene
 from transformers_lladav.signs import Sign
 from transformers_lladav.splits import SUITE_VERSION
 from transformers_lladav.suite import (
@@ -35,6 +36,7 @@ from transformers_lladav.suite import (
     example,
     long_answer,
     training_dialogue,
+    training_text,
 )
 
 COUNT = 100  # of each split and kind
@@ -125,6 +127,21 @@ def test_pictures_never_change(kind: str) -> None:
 def test_pictures_in_the_typeface_never_change() -> None:
     pictures = (picture for item in examples("unseen_fonts", "ocr") for picture in parts(item.messages, "image"))
     check("the pictures of unseen_fonts", digest(map(Image.Image.tobytes, pictures)), TYPEFACE_PICTURES)
+
+
+def test_a_text_about_a_picture_is_of_its_kind() -> None:
+    scene, rng = make_scene("validation", 1), random.Random(0)
+    assert training_text("facts", scene, random.Random(0)) == ("Describe the shapes.", facts(scene, random.Random(0)))
+    assert training_text("whole", scene, rng)[0] in ("Describe the picture.", "Read the grid.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("facts", 'kind=\'facts\' of a Chart; pass "whole", or "facts" of a Scene'), ("lookups", "kind='lookups' of a")],
+)
+def test_texts_that_do_not_exist_are_refused(kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training_text(kind, make_chart("train", 0), random.Random(0))
 
 
 def test_training_texts_never_change() -> None:

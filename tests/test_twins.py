@@ -8,9 +8,10 @@ from itertools import islice
 import pytest
 import torch
 
-from transformers_lladav.collation import Collator, Row
+from transformers_lladav.collation import Collator
 from transformers_lladav.labels import conversation_ids
 from transformers_lladav.noise import Noise
+from transformers_lladav.rows import Row
 from transformers_lladav.twins import (
     KeptFeatures,
     Lesson,

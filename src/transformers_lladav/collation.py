@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from .bare_prompts import PROMPTS, Prompt, bare_chat, bare_turns, label_bare, template_options
+from .chat_text_lladav import prepare_tokenizer
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
 from .labels import PromptIds, conversation_ids, label_tokens, message_spans, text_start
 from .media import load_videos
@@ -23,11 +25,12 @@ from .noise import (
     hide_blocks,
     hide_sparsely,
     numbered_generator,
+    runs,
     training_noise,
 )
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
-from .plain_prompt import Prompt, caption_start, label_plain, plain_chat, template_options
 from .recipes import check_noise
+from .rows import Row, extended, length_unexpanded, worth_scale
 from .samples import field_of
 
 # What a token that only fills a canvas up counts, next to one of an answer.
@@ -35,34 +38,6 @@ END_WEIGHT = 0.1
 TEXT_INPUTS = ("input_ids", "attention_mask")
 MEDIA_INPUTS = ("pixel_values", "pixel_values_videos")
 NO_NUMBER = -1
-
-
-@dataclass
-class Row:
-    """A sample on its way into a batch.
-
-    Attributes:
-        input_ids: (length,), clean or noised.
-        labels: (length,), what is to be learned; after noising, what is hidden.
-        loss_weights: (length,), what each hidden position counts; zeros in a clean row.
-        turns: (length,), turn of each position.
-        media: pictures and videos, as the model takes them.
-        name: what messages call the sample.
-        number: epoch and index, None if it has none.
-        worth: (length,), what each position counts next to the others: less if it only fills a canvas up.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    loss_weights: torch.Tensor
-    turns: torch.Tensor
-    media: dict[str, torch.Tensor]
-    name: str
-    number: tuple[int, int] | None
-    worth: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 @dataclass
@@ -82,22 +57,24 @@ class Collator:
         answers_only: learn nothing outside the assistant's messages; see `label_tokens`.
         train_on_padding: learn padding as well, as the official training does: rows are filled up as if every
             picture was a single token. What is then missing to the longest row is padding that is not learned.
-        answer_canvas: fill a sample's last answer up with end tokens to a multiple of so many tokens, as `generate`
-            writes it, so that the number of masks does not tell how long it is (LLaDA, arXiv:2502.09992, section 2.3,
-            learns ends in the same way). Each counts `END_WEIGHT` of an answer's token. One of several lengths is
-            drawn for every answer, for a model that is to answer on any of them.
+        answer_canvas: fill a sample's last answer up with the token that ends it, in a completion the line feed, to a
+            multiple of so many tokens, as `generate` writes it, so that the number of masks does not tell how long it
+            is (LLaDA, arXiv:2502.09992, section 2.3, learns ends in the same way). Each counts `END_WEIGHT` of an
+            answer's token. One of several lengths is drawn for every answer, for a model that is to answer on any of
+            them.
         canvas_turns: fill up the last answer, or all of them: in a conversation of several short ones that are
             learned at once, each then looks as it does when it is written.
         block_noise: hide answers as `generate` meets them with this block length, each by draws of its own, and not
             any of their tokens at one level; see `noise.hide_blocks`.
-        sparse_noise: hide one token of every so many of an answer; see `noise.hide_sparsely`.
-        conversation_mask: let no turn see a later one.
+        holes: share of the answers longer than a block that get holes with it, as infilling meets them.
+        sparse_noise: of every so many tokens of an answer hide one, or all but one; see `noise.hide_sparsely`.
+        conversation_mask: let no turn see a later one; in a completion every question begins one.
         complementary: two rows per sample, which hide every learnable token once; see `complementary_views`.
         fixed_noise: for evaluation: the same noise in every epoch, with levels spread evenly over the samples.
         packing: put several samples into a row of at most `max_length` tokens, none in view of another. The loss is
             that of the same samples one by one. The mask is a boolean one that attn_implementation="sdpa" takes.
         image_separator: what stands between a picture and the text after it; a line feed as in the official training.
-            A plain prompt has none.
+            Only chats have one.
         prompt: "chat", or "plain" for a picture directly followed by the answer and a line feed, as the paper's first
             stage has it: no template, the question's words dropped, everything after the picture learned.
         fill_in_picture: give a batch without pictures and videos one more row with a blank picture, of which nothing
@@ -116,6 +93,7 @@ class Collator:
     answer_canvas: int | tuple[int, ...] | None = None
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
+    holes: float = 0.0
     sparse_noise: int | None = None
     conversation_mask: bool = False
     complementary: bool = False
@@ -127,9 +105,11 @@ class Collator:
     sample_numbers: bool = False
 
     def __post_init__(self) -> None:
-        for name, words in (("too_long", "error drop"), ("canvas_turns", "last all"), ("prompt", "chat plain")):
-            if getattr(self, name) not in (known := words.split()):
-                raise ValueError(f'{name}={getattr(self, name)!r}; choose "{known[0]}" or "{known[1]}"')
+        choices = {"too_long": ("error", "drop"), "canvas_turns": ("last", "all"), "prompt": PROMPTS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                words = " or ".join(f'"{word}"' for word in known)
+                raise ValueError(f"{name}={getattr(self, name)!r}; choose {words}")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length={self.max_length}; a sample has at least one token: pass more, or None")
         if self.packing and self.max_length is None:
@@ -138,10 +118,10 @@ class Collator:
             raise ValueError("packing=True leaves no padding for train_on_padding=True; choose one of them")
         if self.answer_canvas is not None:
             self._check_canvas()
-        check_noise(self.block_noise, self.sparse_noise, self.complementary)
-        if self.prompt == "plain" and self.answers_only:
+        check_noise(self.block_noise, self.sparse_noise, self.complementary, self.holes)
+        if self.prompt != "chat" and self.answers_only:
             raise ValueError(
-                'answers_only=True has no meaning with prompt="plain", which has no messages; leave it out'
+                f'answers_only=True has no meaning with prompt="{self.prompt}", which has no messages; leave it out'
             )
         self.ids = PromptIds.from_processor(self.processor)
 
@@ -161,7 +141,7 @@ class Collator:
             )
         if self.prompt == "plain":
             raise ValueError(
-                f'answer_canvas={canvas} has no meaning with prompt="plain", which has no end; leave it out'
+                f'answer_canvas={canvas} has no meaning with prompt="plain", which is never asked; leave it out'
             )
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -206,27 +186,25 @@ class Collator:
         if not messages:
             raise ValueError(f'{name} has no messages; give an object with .messages, or a dictionary with "messages"')
         try:
-            inputs = self._model_inputs(messages)
+            chat = messages if self.prompt == "chat" else bare_chat(self.prompt, messages)
+            inputs = self._model_inputs(chat)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         input_ids = inputs["input_ids"][0]
+        labels = self._labels(input_ids, chat)
         if self.max_length is not None and len(input_ids) > self.max_length:
-            if problem := self._problem_of_cutting(input_ids, self.max_length):
+            if problem := self._problem_of_cutting(input_ids, labels, self.max_length):
                 if self.too_long == "drop":
                     warnings.warn(f"{name} is left out: {problem}", stacklevel=2)
                     return None
                 raise ValueError(f'{name} {problem}; raise max_length, shorten it, or pass too_long="drop"')
-            input_ids = input_ids[: self.max_length]
+            input_ids, labels = input_ids[: self.max_length], labels[: self.max_length]
         index, epoch = field_of(example, "index"), field_of(example, "epoch")
         row = Row(
             input_ids=input_ids,
-            labels=(
-                label_plain(input_ids, self.ids.placeholders)
-                if self.prompt == "plain"
-                else label_tokens(input_ids, self.ids, self.answers_only)
-            ),
+            labels=labels,
             loss_weights=torch.zeros(len(input_ids)),
-            turns=conversation_ids(input_ids, self.ids),
+            turns=conversation_ids(input_ids, self.ids) if self.prompt == "chat" else bare_turns(labels),
             media={key: value for key, value in inputs.items() if key not in TEXT_INPUTS},
             name=name,
             number=None if index is None else (epoch or 0, index),
@@ -235,23 +213,40 @@ class Collator:
         return self._on_canvas(row) if self._canvases else row
 
     def _on_canvas(self, row: Row) -> Row:
-        """Fill the last answer up with ends, or all of them, as far as there is room."""
-        messages = list(message_spans(row.input_ids, self.ids))
-        if not messages or messages[-1].role != self.ids.assistant or int(row.input_ids[-1]) != self.ids.end:
+        """Fill the last answer up with its end, or all of them, as far as there is room."""
+        answers = self._answers(row.input_ids, row.labels)
+        if not answers or answers[-1][1] < len(row) or (self.prompt == "chat" and row.input_ids[-1] != self.ids.end):
             return row  # somebody else has the last word, or it was cut
         generator = self._generator(row, "canvas")
-        for message in reversed(messages if self.canvas_turns == "all" else messages[-1:]):
-            if message.role == self.ids.assistant:
-                canvas = self._canvases[int(torch.randint(len(self._canvases), (1,), generator=generator))]
-                count = -(message.end - text_start(row.input_ids, message, self.ids)) % canvas
-                if self.max_length is not None:
-                    count = min(count, self.max_length - len(row))
-                row = _extended(row, torch.full((count,), self.ids.end), message.end, worth=END_WEIGHT)
+        for start, end in reversed(answers if self.canvas_turns == "all" else answers[-1:]):
+            canvas = self._canvases[int(torch.randint(len(self._canvases), (1,), generator=generator))]
+            count = (start - end) % canvas
+            if self.max_length is not None:
+                count = min(count, self.max_length - len(row))
+            row = extended(row, row.input_ids[end - 1].repeat(count), end, worth=END_WEIGHT)
         return row
+
+    def _answers(self, input_ids: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, int]]:
+        """Where the answers of a clean prompt start and end."""
+        if self.prompt != "chat":
+            return runs(labels != IGNORE_INDEX)
+        messages = [m for m in message_spans(input_ids, self.ids) if m.role == self.ids.assistant]
+        return [(text_start(input_ids, message, self.ids), message.end) for message in messages]
+
+    def _labels(self, input_ids: torch.Tensor, chat: list[dict[str, Any]]) -> torch.Tensor:
+        """What is to be learned of a prompt, and the chat that it was made of."""
+        if self.prompt == "chat":
+            return label_tokens(input_ids, self.ids, self.answers_only)
+        return label_bare(input_ids, chat, self.processor.tokenizer, self._control, self.ids.placeholders)
+
+    @cached_property
+    def _control(self) -> tuple[str, ...]:
+        """The control tokens, which are text where somebody typed them."""
+        placeholders = (self.processor.image_token, self.processor.video_token)
+        return prepare_tokenizer(self.processor.tokenizer, placeholders, (self.processor.mask_token,))
 
     def _model_inputs(self, messages: list[dict[str, Any]]) -> Any:
         """What the processor makes of a chat."""
-        messages = plain_chat(messages) if self.prompt == "plain" else messages
         return self.processor.apply_chat_template(
             _with_frames(messages, self.processor.image_processor.max_video_frames),
             tokenize=True,
@@ -260,20 +255,16 @@ class Collator:
             **template_options(self.prompt, self.image_separator),
         )
 
-    def _problem_of_cutting(self, input_ids: torch.Tensor, length: int) -> str | None:
+    def _problem_of_cutting(self, input_ids: torch.Tensor, labels: torch.Tensor, length: int) -> str | None:
         """Why a sample cannot be cut to a length, if it cannot."""
         start = f"has {len(input_ids)} tokens, more than max_length={length}, and"
         pictures = torch.isin(input_ids, torch.tensor(self.ids.placeholders))
         kept, needed = int(pictures[:length].sum()), int(pictures.sum())
         if kept < needed:
             return f"{start} the end cannot be cut: only {kept} of its {needed} picture tokens would be left"
-        if self.prompt == "plain":
-            answers = [caption_start(input_ids, self.ids.placeholders)]
-        else:
-            messages = message_spans(input_ids, self.ids)
-            answers = [text_start(input_ids, m, self.ids) for m in messages if m.role == self.ids.assistant]
-        if answers and answers[0] >= length:
-            return f"{start} the end cannot be cut: its first answer begins at token {answers[0]}"
+        answers = self._answers(input_ids, labels)
+        if answers and answers[0][0] >= length:
+            return f"{start} the end cannot be cut: its first answer begins at token {answers[0][0]}"
         return None
 
     def _nothing(self) -> Row:
@@ -291,10 +282,10 @@ class Collator:
         Returns:
             Rows of the same length, if every picture was a single token.
         """
-        lengths = [_length_unexpanded(row, self.ids.placeholders) for row in rows]
+        lengths = [length_unexpanded(row, self.ids.placeholders) for row in rows]
         filled = []
         for row, length in zip(rows, lengths, strict=True):
-            filled.append(_extended(row, torch.full((max(lengths) - length,), self.ids.padding)))
+            filled.append(extended(row, torch.full((max(lengths) - length,), self.ids.padding)))
         return filled
 
     def noise_of(self, row: Row) -> Noise:
@@ -336,11 +327,15 @@ class Collator:
             One noised row, or two complementary ones.
         """
         given, tokens = (row.input_ids[None], row.labels[None]), (self.ids.mask, self.ids.placeholders)
-        scale = _scale(row)
+        scale = worth_scale(row)
         views: tuple[NoisedBatch, ...]
-        if every := self.block_noise or self.sparse_noise:
-            drawn, hide = self._generator(row, "blocks"), hide_blocks if self.block_noise else hide_sparsely
-            views, scale = (hide(*given, row.worth, every, self.ids.mask, drawn),), torch.ones(len(row))
+        drawn = self._generator(row, "blocks") if self.block_noise or self.sparse_noise else None
+        if self.block_noise:
+            noised = hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, drawn, self.holes)
+            views, scale = (noised,), torch.ones(len(row))
+        elif self.sparse_noise:
+            noised = hide_sparsely(*given, row.worth, self.sparse_noise, self.ids.mask, drawn)
+            views, scale = (noised,), torch.ones(len(row))
         elif self.complementary:
             views = complementary_views(*given, noise, *tokens)
         else:
@@ -416,35 +411,6 @@ class Collator:
         return batch | {name: torch.cat(tensors) for name, tensors in media.items()}
 
 
-def _extended(row: Row, tokens: torch.Tensor, place: int | None = None, worth: float = 1.0) -> Row:
-    """A clean row with more tokens at a place, by default its end, which are learned and of the turn before."""
-    place = len(row) if place is None else place
-
-    def with_more(field: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-        return torch.cat([field[:place], more, field[place:]])
-
-    return replace(
-        row,
-        input_ids=with_more(row.input_ids, tokens),
-        labels=with_more(row.labels, tokens),
-        loss_weights=with_more(row.loss_weights, torch.zeros(len(tokens))),
-        turns=with_more(row.turns, row.turns[place - 1].expand(len(tokens))),
-        worth=with_more(row.worth, torch.full((len(tokens),), worth)),
-    )
-
-
-def _scale(row: Row) -> torch.Tensor:
-    """What the weights of a row are multiplied with for what its positions are worth; all still sum to one."""
-    learned = row.worth[row.labels != IGNORE_INDEX]
-    return row.worth * (len(learned) / learned.sum()) if len(learned) else row.worth
-
-
 def _with_frames(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The messages with the frames of video files in the place of their paths."""
     return [load_videos([m], count)[0] if isinstance(m.get("content"), list) else m for m in messages]
-
-
-def _length_unexpanded(row: Row, placeholders: tuple[int, ...]) -> int:
-    """Tokens of a row if every picture and video was a single one."""
-    expanded = int(torch.isin(row.input_ids, torch.tensor(placeholders)).sum())
-    return len(row) - expanded + sum(len(row.media.get(name, ())) for name in ("image_sizes", "video_frame_counts"))

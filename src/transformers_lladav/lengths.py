@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .bare_prompts import Prompt
 from .data import first_of
 from .media import check_media
-from .plain_prompt import Prompt
 from .prompt_view import Cut, PromptViewer
 from .record_files import DataError, Progress, RecordError
 from .samples import Selection, field_of
@@ -49,7 +49,7 @@ def check_lengths(
         max_length: tokens of a sample that are left; None cuts nothing.
         prompt: as for `Collator`.
         skip_bad: leave out samples that cannot be used: a picture would be cut, nothing of the answers be left, a
-            picture cannot be read, or the sample is none for a plain prompt.
+            picture cannot be read, or the sample is none for such a prompt.
         image_separator: as for `Collator`.
         on_progress: is told how many samples were looked at and how many there are.
 

@@ -11,12 +11,13 @@ import torch
 
 from .diffusion_lladav import IGNORE_INDEX, NOISE_FLOOR, NoisedBatch, hide_tokens, hiding_probability
 
-# What `hide_blocks` draws: the share of blocks that are hidden whole, how little of others is hidden at least, the
-# share of answers longer than a block that get holes, and tokens for each hole.
+# What `hide_blocks` draws: the share of blocks that are hidden whole, how little of others is hidden at least, and
+# the lengths of the runs that get holes.
 WHOLE_BLOCKS = 0.5
 LEAST_LEVEL = 0.1
-HOLES = 0.6
 HOLE_EVERY = 3
+# The share of runs that `hide_sparsely` hides but for one token.
+LEFT_ALONE = 0.5
 
 # Multiples of it, without their whole part, lie evenly between 0 and 1 however many there are (Weyl's sequence).
 GOLDEN_RATIO = 0.6180339887498949
@@ -123,13 +124,14 @@ def hide_blocks(
     block_length: int,
     mask_token_id: int,
     generator: torch.Generator | None = None,
+    holes: float = 0.0,
 ) -> NoisedBatch:
     """Hide answers as they are met while `generate` writes them block by block.
 
     Every answer gets a block of its own draw: the blocks before it are there, of the block itself some tokens or all
     are hidden, and everything after it is, without being learned: what it is follows from what is written first. Only
-    blocks that hold something of an answer besides its filling are drawn. Longer answers often get holes instead, as
-    they are met by infilling: one token of every few, see `hide_sparsely`. The weights of an answer sum to
+    blocks that hold something of an answer besides its filling are drawn. Longer answers may get holes instead, as
+    they are met by infilling, in every three tokens; see `hide_sparsely`. The weights of an answer sum to
     1 / number of answers. This is not the bound of the likelihood that `hide_tokens` gives, which spreads its samples
     over all ways to hide tokens; semi-autoregressive generation meets few of them (LLaDA, arXiv:2502.09992, section
     2.4).
@@ -141,6 +143,7 @@ def hide_blocks(
         block_length: as in generation.
         mask_token_id: the token that hides others.
         generator: source of the draws; the global one by default.
+        holes: share of the answers longer than a block that get holes.
 
     Returns:
         The noised sample.
@@ -148,13 +151,13 @@ def hide_blocks(
     learned = labels[0] != IGNORE_INDEX
     hidden = torch.zeros_like(learned)
     weights = torch.zeros(labels.shape[1])
-    answers = _runs(learned)
+    answers = runs(learned)
     for start, end in answers:
         written = max(int((worth[start:end] == 1).sum()), 1)
         draw = torch.rand(4, generator=generator).tolist()
-        if written > block_length and draw[3] < HOLES:
+        if written > block_length and draw[3] < holes:
             first, last = start, start + written
-            hidden[_one_of_every(HOLE_EVERY, first, last, generator)] = True
+            hidden[_holes(HOLE_EVERY, first, last, generator)] = True
         else:
             first = start + int(draw[0] * -(-written // block_length)) * block_length
             last = min(first + block_length, end)
@@ -180,17 +183,18 @@ def hide_sparsely(
     mask_token_id: int,
     generator: torch.Generator | None = None,
 ) -> NoisedBatch:
-    """Hide one token of every few, anywhere among them: what is hidden follows from what is left, and the picture.
+    """Hide one token of every few, or all but one: what is hidden follows from what is left, and the picture.
 
-    A model that is to learn to look things up learns it from such samples alone. At other levels most of what is
-    hidden cannot be known, and what can is lost in that. Fillings are not hidden. The weights of an answer sum to
-    1 / number of answers.
+    At other levels much of what is hidden of a list of facts cannot be known, and what can is lost in that: a small
+    model learned to look things up several times as fast from such samples. Fillings are not hidden. The weights of
+    an answer sum to 1 / number of answers.
 
     Args:
         input_ids: (1, length) token ids.
         labels: (1, length), -100 where nothing is to be learned; an answer is a run of others.
         worth: (length,), what a token counts next to the others; below 1 for what fills an answer up.
-        every: an answer is cut into runs of so many tokens, and one of each is hidden.
+        every: an answer is cut into runs of so many tokens. Of every run one token is drawn, and hidden, or as often
+            left as the only one.
         mask_token_id: the token that hides others.
         generator: source of the draws; the global one by default.
 
@@ -199,9 +203,9 @@ def hide_sparsely(
     """
     hidden = torch.zeros(labels.shape[1], dtype=torch.bool)
     weights = torch.zeros(labels.shape[1])
-    answers = _runs((labels[0] != IGNORE_INDEX) & (worth == 1))
+    answers = runs((labels[0] != IGNORE_INDEX) & (worth == 1))
     for start, end in answers:
-        chosen = _one_of_every(every, start, end, generator)
+        chosen = _holes(every, start, end, generator)
         hidden[chosen] = True
         weights[chosen] = 1 / len(chosen) / len(answers)
     return NoisedBatch(
@@ -211,13 +215,25 @@ def hide_sparsely(
     )
 
 
-def _one_of_every(count: int, start: int, end: int, generator: torch.Generator | None) -> torch.Tensor:
-    """Cut positions into runs of `count`, and choose one of each."""
-    firsts = torch.arange(start, end, count)
-    return firsts + (torch.rand(len(firsts), generator=generator) * (end - firsts).clamp(max=count)).long()
+def _holes(every: int, start: int, end: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Cut positions into runs of `every`, and choose one of each, or all others."""
+    firsts = torch.arange(start, end, every)
+    lengths = (end - firsts).clamp(max=every)
+    one = firsts + (torch.rand(len(firsts), generator=generator) * lengths).long()
+    others = (torch.rand(len(firsts), generator=generator) < LEFT_ALONE) & (lengths > 1)
+    places = torch.arange(start, end)
+    run = (places - start) // every
+    return places[(places == one[run]) ^ others[run]]
 
 
-def _runs(wanted: torch.Tensor) -> list[tuple[int, int]]:
-    """Where the runs of what is wanted start and end, (length,) of bool."""
+def runs(wanted: torch.Tensor) -> list[tuple[int, int]]:
+    """Find the stretches of what is wanted.
+
+    Args:
+        wanted: (length,) of bool.
+
+    Returns:
+        Start and end of each.
+    """
     edges = torch.diff(wanted.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from .bare_prompts import Prompt, bare_chat, label_bare, template_options
 from .chat_text_lladav import escape_chat, prepare_tokenizer, set_apart
 from .diffusion_lladav import IGNORE_INDEX
 from .image_processing_lladav import count_image_tokens
 from .labels import PromptIds, label_tokens
 from .media import Size, frame_count, media_parts
-from .plain_prompt import Prompt, label_plain, plain_chat, template_options
 from .tiling_lladav import video_token_count
 
 
@@ -40,15 +40,15 @@ class PromptView:
         input_ids: (tokens,).
         widths: (tokens,), 1, and at placeholders the tokens of the picture or video.
         structure: the ids that labels are told by.
-        prompt: "chat" or "plain".
         answers_only: whether nothing but the assistant's words is learned.
+        bare_labels: (tokens,), what is learned if it is no chat.
     """
 
     input_ids: torch.Tensor
     widths: torch.Tensor
     structure: PromptIds
-    prompt: Prompt = "chat"
     answers_only: bool = False
+    bare_labels: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -57,12 +57,12 @@ class PromptView:
 
     @property
     def labels(self) -> torch.Tensor:
-        """(tokens,), -100 where nothing is learned; see `labels.label_tokens` and `plain_prompt.label_plain`."""
+        """(tokens,), -100 where nothing is learned; see `labels.label_tokens` and `bare_prompts.label_bare`."""
         return self._labels(self.answers_only)
 
     def _labels(self, answers_only: bool) -> torch.Tensor:
-        if self.prompt == "plain":
-            return label_plain(self.input_ids, self.structure.placeholders)
+        if self.bare_labels is not None:
+            return self.bare_labels
         return label_tokens(self.input_ids, self.structure, answers_only)
 
     def cut(self, max_length: int) -> Cut | None:
@@ -94,7 +94,7 @@ class PromptViewer:
     Args:
         processor: a `LladaVProcessor`.
         image_separator: what the template writes after a picture; a line feed, as official training has it.
-        prompt: "chat", or "plain" for a picture and its caption alone.
+        prompt: "chat", or one without a template; see `bare_prompts`.
         answers_only: as for `Collator`.
 
     Raises:
@@ -122,18 +122,20 @@ class PromptViewer:
 
         Raises:
             RecordError: if a video file cannot be opened.
-            ValueError: if a plain prompt cannot be made of it.
+            ValueError: if a prompt without a template cannot be made of it.
             ImportError: if there is a video file and PyAV is not installed.
         """
-        plain = self.prompt == "plain"
-        if plain:
-            messages = plain_chat(messages)
+        bare = self.prompt != "chat"
+        if bare:
+            messages = bare_chat(self.prompt, messages)
         chat = set_apart(escape_chat([_without_media(message) for message in messages], self._control))
         prompt = self.processor.apply_chat_template(
             chat, sanitize_control_tokens=False, **template_options(self.prompt, self.image_separator)
         )
-        # A chat brings all of its special tokens; a plain prompt gets what the tokenizer adds to any text.
-        ids = torch.tensor(self.processor.tokenizer(prompt, add_special_tokens=plain).input_ids)
+        # A chat brings all of its special tokens; other prompts get what the tokenizer adds to any text.
+        tokenizer = self.processor.tokenizer
+        ids = torch.tensor(tokenizer(prompt, add_special_tokens=bare).input_ids)
+        labels = label_bare(ids, messages, tokenizer, self._control, self._structure.placeholders) if bare else None
         frames = [_frames(video) for video in media_parts(messages, "video")]
         widths = torch.ones_like(ids)
         for token_id, tokens in (
@@ -141,7 +143,7 @@ class PromptViewer:
             (self.processor.video_token_id, _video_widths(frames, self.processor)),
         ):
             widths[ids == token_id] = torch.tensor(tokens, dtype=ids.dtype)
-        return PromptView(ids, widths, self._structure, self.prompt, self.answers_only)
+        return PromptView(ids, widths, self._structure, self.answers_only, labels)
 
 
 def _without_media(message: Mapping[str, Any]) -> dict[str, Any]:

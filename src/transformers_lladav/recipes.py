@@ -17,24 +17,29 @@ def _at_least(least: float, name: str, value: float) -> None:
         raise ValueError(f"{name}={value}; pass at least {least}")
 
 
-def check_noise(block_noise: int | None, sparse_noise: int | None, complementary: bool) -> None:
+def check_noise(block_noise: int | None, sparse_noise: int | None, complementary: bool, holes: float) -> None:
     """Refuse settings of the noise that contradict each other.
 
     Args:
         block_noise: see `Recipe`, as the others.
         sparse_noise: the same.
         complementary: the same.
+        holes: the same.
 
     Raises:
-        ValueError: if a number is below 1, or more than one of them says what is hidden.
+        ValueError: if a number is below 1, `holes` is no share of blocks, or more than one says what is hidden.
     """
     given = {"block_noise": block_noise, "sparse_noise": sparse_noise}
     for name, value in given.items():
         if value is not None:
             _at_least(1, name, value)
-    asked = [f"{name}={value}" for name, value in {**given, "complementary": complementary or None}.items() if value]
+    asked = [f"{name}={value}" for name, value in {**given, "complementary": complementary}.items() if value]
     if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)} both say what is hidden; choose one of them")
+        raise ValueError(f"{' and '.join(asked)} say what is hidden; choose one of them")
+    if not 0 <= holes <= 1:
+        raise ValueError(f"holes={holes}; a share is from 0 to 1")
+    if holes and block_noise is None:
+        raise ValueError(f"holes={holes} of answers that are hidden in blocks; pass block_noise=8 as well, or holes=0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Recipe:
             where a GPU has it, and fp32 on a CPU.
         gradient_checkpointing: compute activations again on the way back: a fifth of the memory for a third more time.
         compile: compile the layers of tower and language model; takes a while at first, and a C++ compiler.
-        prompt: "chat", or "plain" for picture and text without any template, as the paper's first stage has it.
+        prompt: "chat", or without any template "plain" for pictures with captions, as in the paper's first stage, or
+            "completion" for questions with answers; see `bare_prompts`.
         image_separator: what stands between a picture and the text after it. The official training has a line feed
             there, which the official inference leaves out; the recipes of ours train what is asked afterwards.
         answers_only: learn the assistant's words and their ends, and nothing else; officially headers are learned too.
@@ -101,7 +107,8 @@ class Recipe:
         canvas_turns: which answers are filled up, the "last" one or "all"; see `Collator`.
         block_noise: hide answers as `generate` meets them with this block length; the official training, and we by
             default, hide any of their tokens.
-        sparse_noise: hide one token of every so many of an answer, which then follows from the others and the picture.
+        holes: share of the answers longer than a block that get holes with it, in every three tokens.
+        sparse_noise: of every so many tokens of an answer hide one, or all but one; see `noise.hide_sparsely`.
         train_on_padding: learn padding, as the official training does.
         conversation_mask: let no turn see a later one.
         complementary: two views per sample, which together hide every token once.
@@ -137,12 +144,13 @@ class Recipe:
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
     compile: bool = False
-    prompt: Literal["chat", "plain"] = "chat"
+    prompt: Literal["chat", "plain", "completion"] = "chat"
     image_separator: str = ""
     answers_only: bool = True
     answer_canvas: int | tuple[int, ...] | None = 64
     canvas_turns: Literal["last", "all"] = "last"
     block_noise: int | None = None
+    holes: float = 0.0
     sparse_noise: int | None = None
     train_on_padding: bool = False
     conversation_mask: bool = False
@@ -213,14 +221,16 @@ class Recipe:
             raise ValueError(
                 'canvas_turns="all" without a canvas; pass answer_canvas=8 as well, or canvas_turns="last"'
             )
-        check_noise(self.block_noise, self.sparse_noise, self.complementary)
-        if self.prompt == "plain" and (self.answers_only or self.answer_canvas is not None):
+        check_noise(self.block_noise, self.sparse_noise, self.complementary, self.holes)
+        if self.prompt != "chat" and self.answers_only:
+            raise ValueError(f'prompt="{self.prompt}" has no messages for answers_only=True; pass answers_only=false')
+        if self.prompt == "plain" and self.answer_canvas is not None:
             raise ValueError(
-                f'prompt="plain" has no messages for answers_only={self.answers_only} and '
-                f"answer_canvas={self.answer_canvas}; pass answers_only=false and answer_canvas=null"
+                f'prompt="plain" is never asked, which answer_canvas={self.answer_canvas} is for; pass '
+                "answer_canvas=null"
             )
-        if self.prompt == "plain" and self.eval_answers:
-            raise ValueError(f'prompt="plain" asks nothing; pass eval_answers=0, not {self.eval_answers}')
+        if self.prompt != "chat" and self.eval_answers:
+            raise ValueError(f'prompt="{self.prompt}" asks no chat; pass eval_answers=0, not {self.eval_answers}')
         if self.best_by == "exact_match" and not self.eval_answers:
             raise ValueError('best_by="exact_match" needs answers to compare; pass eval_answers=64')
 

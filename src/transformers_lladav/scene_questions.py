@@ -74,30 +74,10 @@ def facts(scene: Scene, rng: random.Random) -> str:
         rng: chooses the order.
 
     Returns:
-        Such as "red star top left blue ring right". Nothing but three words a fact, all in one form: with commas, or
-        in two forms, the same takes several times as long to learn.
+        Such as "red star top left blue ring right": nothing but three words a fact. With commas, which can be hidden
+        as well, the same takes several times as long to learn.
     """
     return " ".join(f"{' '.join(item.pair)} {item.place}" for item in rng.sample(scene.objects, len(scene.objects)))
-
-
-def lookups(scene: Scene, rng: random.Random, count: int = 6) -> str:
-    """One thing about a shape by another, in any order: the same as questions ask, but closer together.
-
-    Args:
-        scene: what it is about.
-        rng: chooses them and their order.
-        count: how many at most.
-
-    Returns:
-        Such as "star colour red top left shape star blue ring right". Facts come last: before a place they would end
-        in another name, "top" and "left" in "top left".
-    """
-    shown = [f"{' '.join(item.pair)} {item.place}" for item in scene.objects]
-    told = [f"{item.place} {name} {getattr(item, name)}" for item in scene.objects for name in ("colour", "shape")]
-    told += [f"{item.shape} colour {item.colour}" for item in _unique(scene, "shape")]
-    told += [f"{item.colour} shape {item.shape}" for item in _unique(scene, "colour")]
-    chosen = rng.sample([*told, *shown], min(count, len(told) + len(shown)))
-    return " ".join(sorted(chosen, key=lambda text: text in shown))
 
 
 def _listing(objects: Iterable[SceneObject]) -> str:

@@ -19,8 +19,8 @@ SPECIAL_TOKENS = (
     "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
 )  # fmt: skip
 VOCABULARY = 560
-# Names of places are one word, so that a fact about a shape always has three: a lookup is learned much sooner when its
-# keys stand where they always do.
+# Names of places are one word, so that a fact about a shape always has three: of every three tokens that are learned
+# in the first stage one or two are hidden, and what is left tells which shape is meant.
 WORDS = r" ?(?:top|bottom) (?:left|right)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BLOCK_LENGTH = 8
 CANVAS = 48  # holds a caption of five objects

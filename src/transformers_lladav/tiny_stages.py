@@ -2,19 +2,21 @@
 
     tower      the vision tower learns to see, in place of SigLIP2's own training
     stage1     the language model learns to look things up in what the tower sees
-    stage1b    the same in other forms
-    stage1c    the same when it is asked
-    stage2     everything, on questions about one picture
+    stage1b    the same when it is asked, in completions: questions and answers without a chat around them
+    stage1c    all kinds of question about one picture, in completions
+    stage1d    the same, with more of what takes longer: signs, charts, answers that say everything
+    stage1e    the same, with more of what takes two looks: relations, counts, comparisons
+    stage2     the same in chats, the tower included
     stage2b    questions about two pictures as well
     stage3     answers with and without reasoning, told apart by /think and /no_think; the paper's 3a and 3b at once
 
 arXiv:2505.16933, section 3.2. There, stage 1 trains the projector alone, since LLaDA-8B has long learned to look up
 what stands in its context. Ours is new to everything: with the projector it trains the language model, to look up one
-thing about a shape by the others. First nothing but that, and in one form, with question and picture close together: a
-model that has not learned it so learns which answers are frequent, in this stage and all that follow, and does not
-look. Then step by step towards questions in a chat, with the first form all along, which is forgotten otherwise. As
-long as several questions are asked at once, none sees a later one: each then looks like the last one of a chat, which
-is what `generate` answers.
+thing about a shape by the others. First nothing but that, and in one form: a model that has not learned it so learns
+which answers are frequent, in this stage and all that follow, and does not look. Then the four simplest kinds of
+question, many about each picture and close to their answers, then all kinds, and then the chat around them; with the
+first form all along, which is forgotten otherwise. As long as several questions are asked at once, none sees a later
+one: each then looks like the last one, which is what `generate` answers.
 
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
 """
@@ -29,7 +31,7 @@ from typing import Any
 from . import suite
 from .files import new_folder
 from .publishing import save_checkpoint
-from .recipes import Part, Recipe
+from .recipes import PARTS, Recipe
 from .run_settings import RUN, RunSettings, is_finished
 from .splits import SUITE_VERSION
 from .tiny_model import TinySizes, build_model, build_processor
@@ -38,11 +40,11 @@ from .train_tower import train_tower
 
 # Answers are written on canvases of any length, which must not tell how long they are.
 CANVASES = (8, 8, 8, 8, 8, 8, 16, 48)
-# The rate stays high until the last stages: a model whose rate has gone to 0 is slow to learn what comes next.
+# The rate goes to 0 in the last stages alone: those before them are followed by something else to learn.
 _TINY = Recipe(
     name="stage2",
     description="Questions about one picture.",
-    trains=("vision_tower", "projector", "newline", "language_model", "head"),
+    trains=PARTS,
     learning_rate=7e-4,
     vision_learning_rate=7e-5,
     schedule="constant",
@@ -56,17 +58,18 @@ _TINY = Recipe(
     answer_canvas=CANVASES,
     canvas_turns="all",
     block_noise=8,
+    holes=0.6,
     keep_checkpoints=1,
     eval_answers=0,
 )
 
 
-_ABOVE_THE_TOWER: tuple[Part, ...] = ("projector", "newline", "language_model", "head")
-# Pictures and texts with nothing between them, as in the paper's first stage.
-_PLAIN: dict[str, Any] = {
-    "trains": _ABOVE_THE_TOWER, "vision_learning_rate": None, "prompt": "plain", "answers_only": False,
-    "answer_canvas": None, "canvas_turns": "last", "block_noise": None, "sparse_noise": 3,
+# No chat, and the tower as it is.
+_BARE: dict[str, Any] = {
+    "trains": tuple(part for part in PARTS if part != "vision_tower"), "vision_learning_rate": None,
+    "answers_only": False, "answer_canvas": None, "canvas_turns": "last",
 }  # fmt: skip
+_COMPLETIONS: dict[str, Any] = {**_BARE, "prompt": "completion", "conversation_mask": True}
 
 
 def _stage(name: str, description: str, steps: int, **changes: Any) -> Recipe:
@@ -112,41 +115,67 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1", "The language model learns to look things up in what the tower sees.", 1000, **_PLAIN
+            "stage1", "The language model learns to look things up in what the tower sees.", 1500, **_BARE,
+            prompt="plain", block_noise=None, holes=0.0, sparse_noise=3,
         ),
         families={"scene": 1.0},
         first=400_000_000,
         texts={"facts": 1.0},
     ),
     TinyStage(
-        _stage("stage1b", "Looking things up in other forms.", 400, **_PLAIN),
-        families={"scene": 1.0},
-        first=500_000_000,
-        texts={"facts": 0.4, "lookups": 0.6},
-    ),
-    TinyStage(
         _stage(
-            "stage1c", "Simple questions about shapes.", 1500, trains=_ABOVE_THE_TOWER, vision_learning_rate=None,
-            answer_canvas=8, conversation_mask=True,
+            "stage1b", "Looking things up when asked.", 1500, **_COMPLETIONS, holes=1.0,
         ),
         families={"scene": 1.0},
-        first=600_000_000,
-        texts={"facts": 0.4},
+        turns=16,
+        first=500_000_000,
+        texts={"facts": 0.2},
         kinds={"colour": 1.0, "shape": 1.0, "position": 1.0, "existence": 1.0},
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture.", 5000, conversation_mask=True),
+        _stage(
+            "stage1c", "All kinds of question about one picture.", 2500, **_COMPLETIONS,
+        ),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
-        texts={"facts": 0.2, "whole": 0.1},
+        turns=10,
+        first=600_000_000,
+        texts={"facts": 0.1},
     ),
     TinyStage(
-        _stage("stage2b", "Questions about one and two pictures.", 2500, learning_rate=5e-4, schedule="cosine"),
+        _stage(
+            "stage1d", "More of what takes longer: signs, charts, long answers.", 5000, **_COMPLETIONS,
+        ),
+        families={"scene": 5.0, "sign": 2.5, "chart": 2.5},
+        turns=10,
+        first=300_000_000,
+        texts={"facts": 0.05, "whole": 0.15},
+    ),
+    TinyStage(
+        _stage(
+            "stage1e", "More of what takes two looks: relations, counts, comparisons.", 5000, **_COMPLETIONS,
+        ),
+        families={"scene": 7.0, "sign": 1.5, "chart": 1.5},
+        turns=12,
+        first=900_000_000,
+        texts={"facts": 0.05, "whole": 0.15},
+        kinds={
+            "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 3.0,
+            "comparison": 3.0, "dialogue": 2.0,
+        },
+    ),
+    TinyStage(
+        _stage("stage2", "Questions about one picture, in chats.", 1500, conversation_mask=True),
+        families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
+        texts={"facts": 0.1, "whole": 0.1},
+    ),
+    TinyStage(
+        _stage("stage2b", "Questions about one and two pictures.", 2000, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
         texts={"facts": 0.1, "whole": 0.05},
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 2000, learning_rate=4e-4, schedule="cosine"),
+        _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
         reasoned=0.4,
@@ -175,7 +204,7 @@ class StageSamples(Sequence[dict[str, Any]]):
         rng = random.Random(f"long {index}")
         kinds, shares = [*stage.texts, None], [*stage.texts.values(), 1 - sum(stage.texts.values())]
         text = rng.choices(kinds, shares)[0]
-        families = {"scene": 1.0} if text in suite.SCENE_TEXTS else stage.families
+        families = {"scene": 1.0} if text == "facts" else stage.families
         dialogue = suite.training_dialogue(index, families, stage.turns, reasoned=stage.reasoned, kinds=stage.kinds)
         messages = dialogue.messages
         if text is not None:

@@ -26,6 +26,11 @@ from .trainable import parameter_groups
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 COMPLETE = "complete"
 GENERATION_BATCH = 8
+# Fields of a recipe that say what is learned of a sample, in training and evaluation alike.
+COLLATED = (
+    "max_length", "image_separator", "prompt", "answers_only", "answer_canvas", "canvas_turns", "block_noise", "holes",
+    "sparse_noise", "conversation_mask", "seed",
+)  # fmt: skip
 
 
 class WholeCheckpoints(Trainer):
@@ -88,28 +93,17 @@ class DiffusionTrainer(WholeCheckpoints):
         self.recipe, self.processor = recipe, prepared.processor
         self.keep_checkpoints = recipe.keep_checkpoints
         self.questions, self.lengths = questions, lengths
-        options: dict[str, Any] = {
-            "max_length": recipe.max_length,
-            "image_separator": recipe.image_separator,
-            "answers_only": recipe.answers_only,
-            "answer_canvas": recipe.answer_canvas,
-            "canvas_turns": recipe.canvas_turns,
-            "block_noise": recipe.block_noise,
-            "sparse_noise": recipe.sparse_noise,
-            "prompt": recipe.prompt,
-            "sample_numbers": True,
-            "conversation_mask": recipe.conversation_mask,
-            "seed": recipe.seed,
-        }
+        options = {name: getattr(recipe, name) for name in COLLATED}
         collator = Collator(
             prepared.processor,
             train_on_padding=recipe.train_on_padding,
             complementary=recipe.complementary,
             packing=recipe.packing,
             too_long="drop",  # those that cannot be cut were found before
+            sample_numbers=True,
             **options,
         )
-        self.eval_collator = Collator(prepared.processor, fixed_noise=True, **options)
+        self.eval_collator = Collator(prepared.processor, fixed_noise=True, sample_numbers=True, **options)
         super().__init__(
             model=prepared.model,
             args=args,

@@ -21,10 +21,11 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.modeling_outputs import BaseModelOutput
 
 from .batches import TrainingBatches
-from .collation import Collator, Row
+from .collation import Collator
 from .diffusion_lladav import IGNORE_INDEX
 from .modeling_lladav import positions_from_mask
 from .recipes import Part
+from .rows import Row
 from .samples import Numbered
 from .trainable import PART_PREFIXES
 
