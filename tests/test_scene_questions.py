@@ -11,11 +11,13 @@ from scene_oracle import named, oracle
 from transformers_lladav.scene_questions import (
     ASKERS,
     LARGER,
+    RELATIONS_TOLD,
     Question,
     caption,
     enumerated,
     facts,
     reading,
+    relations,
     with_article,
 )
 from transformers_lladav.shape_scenes import (
@@ -23,6 +25,7 @@ from transformers_lladav.shape_scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
     NUMBER_WORDS,
+    PLACES,
     SHAPES,
     Scene,
     draw_object,
@@ -277,6 +280,36 @@ def test_facts_are_all_there_in_any_order() -> None:
         assert text == " ".join(told)
         in_order += len(told) == 5 and told == expected
     assert in_order < 10  # one in 120 of those with five objects
+
+
+RELATION = re.compile(
+    rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(sorted(PLACES, key=len, reverse=True))}) "
+    rf"(left|right|above|below) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+)
+
+
+def test_relations_hold_and_neighbours_come_first():
+    directions = set()
+    for number, scene in enumerate(SCENES["train"]):
+        if len(scene.objects) == 1:
+            assert relations(scene, random.Random(number)) == facts(scene, random.Random(number))
+            continue
+        text = relations(scene, random.Random(number))
+        assert RELATION.sub("", text).strip() == ""
+        at = {item: (int(3 * o.y), int(3 * o.x)) for o in scene.objects for item in [f"{o.colour} {o.shape}"]}
+        distances = []
+        for colour, shape, place, direction, other_colour, other_shape in RELATION.findall(text):
+            (row, column), (other_row, other_column) = at[f"{colour} {shape}"], at[f"{other_colour} {other_shape}"]
+            assert place == next(o.place for o in scene.objects if o.pair == (colour, shape))
+            assert {
+                "left": other_column < column, "right": other_column > column,
+                "above": other_row < row, "below": other_row > row,
+            }[direction]  # fmt: skip
+            directions.add(direction)
+            distances.append(abs(row - other_row) + abs(column - other_column) > 1)
+        assert distances == sorted(distances)
+        assert len(distances) == min(len(at) * (len(at) - 1), RELATIONS_TOLD)
+    assert directions == {"left", "right", "above", "below"}
 
 
 def test_all_names_are_asked_for() -> None:

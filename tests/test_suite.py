@@ -15,7 +15,7 @@ from scene_oracle import oracle
 from transformers_lladav import suite
 from transformers_lladav.charts import Chart, make_chart
 from transformers_lladav.scene_changes import SceneChange
-from transformers_lladav.scene_questions import facts
+from transformers_lladav.scene_questions import facts, relations
 from transformers_lladav.shape_scenes import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene, make_scene
 from transformers_lladav.signs import Sign
 from transformers_lladav.splits import SUITE_VERSION
@@ -132,12 +132,17 @@ def test_pictures_in_the_typeface_never_change() -> None:
 def test_a_text_about_a_picture_is_of_its_kind() -> None:
     scene, rng = make_scene("validation", 1), random.Random(0)
     assert training_text("facts", scene, random.Random(0)) == ("Describe the shapes.", facts(scene, random.Random(0)))
+    told = relations(scene, random.Random(0))
+    assert training_text("relations", scene, random.Random(0)) == ("Which shape is left of which?", told)
     assert training_text("whole", scene, rng)[0] in ("Describe the picture.", "Read the grid.")
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("facts", 'kind=\'facts\' of a Chart; pass "whole", or "facts" of a Scene'), ("lookups", "kind='lookups' of a")],
+    [
+        ("facts", 'kind=\'facts\' of a Chart; pass "whole", or "facts" or "relations" of a Scene'),
+        ("lookups", "kind='lookups' of a"),
+    ],
 )
 def test_texts_that_do_not_exist_are_refused(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -183,7 +183,7 @@ def answers_of(sample):
 
 
 def is_text(sample):
-    return text_of(sample["messages"][0]) == "Describe the shapes."
+    return text_of(sample["messages"][0]) in [request for request, _ in suite.TEXTS_OF_SCENES.values()]
 
 
 def test_the_first_stage_says_what_is_where_and_nothing_else():
@@ -200,9 +200,9 @@ def test_the_first_stage_says_what_is_where_and_nothing_else():
     ("name", "share", "begin"),
     [
         ("stage1b", 0.8, {"What", "Which", "Where", "Is"}),
-        ("stage1c", 0.9, {"How", "Are", "Read", "Describe"}),
-        ("stage1d", 0.95, {"How", "Are", "Read", "Describe"}),
-        ("stage1e", 0.95, {"How", "Are"}),
+        ("stage1c", 0.7, {"How", "Are", "Read", "Describe"}),
+        ("stage1d", 0.8, {"How", "Are", "Read", "Describe"}),
+        ("stage1e", 0.8, {"How", "Are"}),
     ],
 )
 def test_then_come_questions_and_still_some_of_that(name, share, begin):
@@ -218,8 +218,10 @@ def test_then_come_questions_and_still_some_of_that(name, share, begin):
 
 
 def test_later_stages_keep_some_texts():
-    texts = [text_of(sample["messages"][0]) for sample in samples_of("stage2", 300)]
-    assert 15 <= texts.count("Describe the shapes.") <= 50  # one in ten
+    samples = samples_of("stage2", 300)
+    texts = [text_of(sample["messages"][0]) for sample in samples]
+    assert 15 <= sum(map(is_text, samples)) <= 50  # one in ten
+    assert {"Describe the shapes.", "Which shape is left of which?"} <= set(texts)
     assert "What does the sign say?" in texts
     assert "Describe the picture." in texts
 

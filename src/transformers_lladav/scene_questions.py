@@ -19,6 +19,7 @@ from .shape_scenes import (
 )
 
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+RELATIONS_TOLD = 5
 LARGER = 1.3  # how many times the radius of the smaller, at least, where sizes are compared
 
 
@@ -78,6 +79,29 @@ def facts(scene: Scene, rng: random.Random) -> str:
         as well, the same takes several times as long to learn.
     """
     return " ".join(f"{' '.join(item.pair)} {item.place}" for item in rng.sample(scene.objects, len(scene.objects)))
+
+
+def relations(scene: Scene, rng: random.Random) -> str:
+    """What stands how to what: a text like `facts`, in which a hidden word follows from two looks at the picture.
+
+    Args:
+        scene: what it is about.
+        rng: chooses what is told.
+
+    Returns:
+        Such as "red star centre left blue ring", a fact and what is left of it: six words for each of five relations
+        at most, those to neighbours first. The facts where a lone object has none.
+    """
+    found = []
+    for item in scene.objects:
+        for other in scene.objects:
+            row, column = other.row - item.row, other.column - item.column
+            holding = [name for name, (down, right) in DIRECTIONS.items() if row * down + column * right > 0]
+            if holding:
+                name = rng.choice(holding).removesuffix(" of")
+                told = f"{' '.join(item.pair)} {item.place} {name} {' '.join(other.pair)}"
+                found.append((abs(row) + abs(column) > 1, rng.random(), told))
+    return " ".join(told for *_, told in sorted(found)[:RELATIONS_TOLD]) or facts(scene, rng)
 
 
 def _listing(objects: Iterable[SceneObject]) -> str:

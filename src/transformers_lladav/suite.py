@@ -17,7 +17,7 @@ from PIL import Image
 
 from .charts import Chart, make_chart, render_chart
 from .scene_changes import SceneChange, ask_change, ask_fuller, make_change
-from .scene_questions import ASKERS, Question, facts
+from .scene_questions import ASKERS, Question, facts, relations
 from .shape_scenes import COLOURS, Scene, make_scene, render_scene
 from .signs import Sign, make_sign, render_sign
 from .splits import SPLIT_SEEDS, split_seed
@@ -254,6 +254,9 @@ def _examples(split: str, kind: str) -> Iterator[Example]:
 
 # Training
 
+TEXTS_OF_SCENES = {
+    "facts": ("Describe the shapes.", facts), "relations": ("Which shape is left of which?", relations),
+}  # fmt: skip
 SCENE_WEIGHTS = {
     "colour": 2.0, "shape": 2.0, "position": 4.0, "relation": 4.0, "existence": 3.0, "count": 2.0, "comparison": 2.0,
     "dialogue": 2.0,
@@ -289,7 +292,7 @@ def training_text(kind: str, world: World, rng: random.Random) -> tuple[str, str
     """A request for a text about a picture, and the text.
 
     Args:
-        kind: "facts" of a scene, or "whole" for one that says all that a picture shows in sentences.
+        kind: "facts" or "relations" of a scene, or "whole" for one that says all that a picture shows in sentences.
         world: what it shows.
         rng: chooses the text.
 
@@ -302,9 +305,11 @@ def training_text(kind: str, world: World, rng: random.Random) -> tuple[str, str
     if kind == "whole":
         question = long_answer(world, rng)
         return question.text, question.answer
-    if kind != "facts" or not isinstance(world, Scene):
-        raise ValueError(f'kind={kind!r} of a {type(world).__name__}; pass "whole", or "facts" of a Scene')
-    return "Describe the shapes.", facts(world, rng)
+    if kind not in TEXTS_OF_SCENES or not isinstance(world, Scene):
+        wanted = " or ".join(f'"{name}"' for name in TEXTS_OF_SCENES)
+        raise ValueError(f'kind={kind!r} of a {type(world).__name__}; pass "whole", or {wanted} of a Scene')
+    request, text = TEXTS_OF_SCENES[kind]
+    return request, text(world, rng)
 
 
 def training_dialogue(

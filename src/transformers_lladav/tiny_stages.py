@@ -139,16 +139,16 @@ STAGES: tuple[TinyStage, ...] = (
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
         turns=10,
         first=600_000_000,
-        texts={"facts": 0.1},
+        texts={"facts": 0.1, "relations": 0.2},
     ),
     TinyStage(
         _stage(
-            "stage1d", "More of what takes longer: signs, charts, long answers.", 5000, **_COMPLETIONS,
+            "stage1d", "More of what takes longer: signs, charts, long answers.", 4000, **_COMPLETIONS,
         ),
         families={"scene": 5.0, "sign": 2.5, "chart": 2.5},
         turns=10,
         first=300_000_000,
-        texts={"facts": 0.05, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.15, "whole": 0.15},
     ),
     TinyStage(
         _stage(
@@ -157,7 +157,7 @@ STAGES: tuple[TinyStage, ...] = (
         families={"scene": 7.0, "sign": 1.5, "chart": 1.5},
         turns=12,
         first=900_000_000,
-        texts={"facts": 0.05, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.15, "whole": 0.15},
         kinds={
             "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 3.0,
             "comparison": 3.0, "dialogue": 2.0,
@@ -166,13 +166,13 @@ STAGES: tuple[TinyStage, ...] = (
     TinyStage(
         _stage("stage2", "Questions about one picture, in chats.", 1500, conversation_mask=True),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
-        texts={"facts": 0.1, "whole": 0.1},
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.1},
     ),
     TinyStage(
         _stage("stage2b", "Questions about one and two pictures.", 2000, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
-        texts={"facts": 0.1, "whole": 0.05},
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.05},
     ),
     TinyStage(
         _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, schedule="cosine"),
@@ -204,7 +204,7 @@ class StageSamples(Sequence[dict[str, Any]]):
         rng = random.Random(f"long {index}")
         kinds, shares = [*stage.texts, None], [*stage.texts.values(), 1 - sum(stage.texts.values())]
         text = rng.choices(kinds, shares)[0]
-        families = {"scene": 1.0} if text == "facts" else stage.families
+        families = {"scene": 1.0} if text in suite.TEXTS_OF_SCENES else stage.families
         dialogue = suite.training_dialogue(index, families, stage.turns, reasoned=stage.reasoned, kinds=stage.kinds)
         messages = dialogue.messages
         if text is not None:
