@@ -21,20 +21,35 @@ from rich.console import Console
 from rich.progress import track
 from transformers import SuppressTokensLogitsProcessor
 
-from transformers_lladav import asking, scenes
-from transformers_lladav.evaluation import evaluate
+from transformers_lladav import asking
+from transformers_lladav.eval_asking import Asking
+from transformers_lladav.eval_results import ALL
+from transformers_lladav.eval_run import measure
+from transformers_lladav.eval_tasks import open_tasks
 from transformers_lladav.files import write_text
+from transformers_lladav.scene_questions import ASKERS
+from transformers_lladav.shape_scenes import (
+    COLOURS,
+    MAX_OBJECTS,
+    PLACES,
+    SHAPES,
+    Scene,
+    SceneObject,
+    make_scene,
+    render_scene,
+)
+from transformers_lladav.suite import PICTURE_SIDE
 
 RESULT = Path(__file__).resolve().parent / "results" / "decoding.json"
-CANVAS = 32
-BLOCKS = (8, 32)
-STEPS = (32, 16, 8, 4, 2, 1)
+CANVAS = 48
+BLOCKS = (8, 48)
+STEPS = (48, 24, 12, 6, 2, 1)
 SWEEPS: dict[str, tuple[float, ...]] = {
-    "threshold": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99),
-    "factor": (0.1, 0.3, 1.0, 3.0),
-    "entropy_bound": (0.01, 0.1, 0.3, 1.0),
+    "threshold": (0.5, 0.7, 0.9, 0.95, 0.99),
+    "factor": (0.3, 1.0, 3.0),
+    "entropy_bound": (0.01, 0.1, 0.3),
 }
-OBJECT = rf"an? ({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)}) at the ({'|'.join(scenes.PLACES)})"
+OBJECT = rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) at the ({'|'.join(sorted(PLACES, key=len, reverse=True))})"
 LONG_CANVAS = 96
 REPEATED = 6  # tokens in a row; no caption of the scenes repeats so many
 
@@ -67,17 +82,42 @@ def measure_arm(assistant: asking.Assistant, settings: dict[str, Any], questions
     """
     row: dict[str, Any] = {"settings": settings, "blended": measure_blended(assistant, settings, samples)}
     for split in ("test", "unseen_pairs"):
-        scores = evaluate(assistant.model, assistant.processor, split, questions, 70, blind=False, **settings)
-        asked = sum(score.questions for score in scores)
-        caption = next(score for score in scores if score.kind == "caption")
+        tasks = open_tasks([f"suite:{split}"], limit=questions)
+        scores = {row.kind: row for row in measure(assistant.model, assistant.processor, tasks, Asking(settings))}
         row[split] = {
-            "questions": asked,
-            "exact_match": sum(score.correct for score in scores) / asked,
-            "tokens_per_forward": sum(score.tokens_per_forward * score.questions for score in scores) / asked,
-            "caption_exact_match": caption.accuracy,
-            "caption_tokens_per_forward": caption.tokens_per_forward,
+            "questions": scores[ALL].questions,
+            "exact_match": scores[ALL].score,
+            "tokens_per_forward": scores[ALL].tokens_per_forward,
+            "caption_exact_match": scores["caption"].score,
+            "caption_tokens_per_forward": scores["caption"].tokens_per_forward,
         }
     return row
+
+
+def scene_picture(index: int) -> Image.Image:
+    """The picture of a scene of the test split.
+
+    Args:
+        index: its number.
+
+    Returns:
+        The picture at the size of training.
+    """
+    return render_scene(make_scene("test", index), PICTURE_SIDE)
+
+
+def caption_of(scene: Scene) -> tuple[str, str]:
+    """The question for a caption, and the true one.
+
+    Args:
+        scene: what is described.
+
+    Returns:
+        Both.
+    """
+    question = ASKERS["caption"](scene, random.Random(0))
+    assert question is not None  # every scene has a caption
+    return question.text, question.answer
 
 
 def chat_inputs(assistant: asking.Assistant, pictures: Iterable[Image.Image], question: str) -> Any:
@@ -111,7 +151,7 @@ def measure_blended(assistant: asking.Assistant, settings: dict[str, Any], sampl
     Returns:
         The share of well-formed captions, and tokens per forward.
     """
-    drawn = [scenes.render(scenes.make_scene("test", index), 64) for index in range(2 * samples)]
+    drawn = [scene_picture(index) for index in range(2 * samples)]
     pictures = [Image.blend(one, other, 0.5) for one, other in zip(drawn[:samples], drawn[samples:], strict=True)]
     inputs = chat_inputs(assistant, pictures, "Describe the picture.")
     output = assistant.model.generate(**inputs, **settings, return_dict_in_generate=True)
@@ -135,7 +175,7 @@ def is_caption(text: str) -> bool:
     if not re.fullmatch(rf"{OBJECT}(, {OBJECT})*( and {OBJECT})?", text) or re.search(r"\ba o|\ban [^o]", text):
         return False
     places = [found[2] for found in re.findall(OBJECT, text)]
-    return len(places) == len(set(places)) <= scenes.MAX_OBJECTS
+    return len(places) == len(set(places)) <= MAX_OBJECTS
 
 
 def measure_infilling(assistant: asking.Assistant, count: int) -> list[dict[str, Any]]:
@@ -148,43 +188,43 @@ def measure_infilling(assistant: asking.Assistant, count: int) -> list[dict[str,
     Returns:
         A row per kind of word.
     """
-    drawn = [scenes.make_scene("test", index) for index in range(count + 1)]
+    numbers = range(count + 1)
     rows = []
     for kind in ("colour", "shape", "place"):
         right = blind = tokens = forwards = 0
-        for scene, other in pairwise(drawn):
-            rng = random.Random(scene.seed)
-            caption = scenes.ask(scene, "caption", rng)
-            if caption is None:
-                continue
-            word = getattr(rng.choice(scene.objects), kind)
-            template = hide(assistant, caption.answer, word)
-            for shown, is_right in ((scene, True), (other, False)):
-                given = asking.fill(assistant, scenes.render(shown, 64), caption.text, template)
-                right += is_right and given.text == caption.answer
-                blind += not is_right and given.text == caption.answer
-            tokens += given.tokens
-            forwards += given.denoising_steps
+        for number, other in pairwise(numbers):
+            scene = make_scene("test", number)
+            question, caption = caption_of(scene)
+            template = hide(assistant, caption, random.Random(number).choice(scene.objects), kind)
+            for shown in (number, other):
+                given = asking.fill(assistant, scene_picture(shown), question, template)
+                right += shown == number and given.text == caption
+                blind += shown == other and given.text == caption
+                tokens += given.tokens
+                forwards += given.denoising_steps
         rows.append({"hidden": kind, "captions": count, "exact_match": right / count, "wrong_picture": blind / count})
         rows[-1]["tokens_per_forward"] = tokens / forwards
     return rows
 
 
-def hide(assistant: asking.Assistant, caption: str, word: str) -> str:
-    """The caption with a hole of the right length where the word first stands.
+def hide(assistant: asking.Assistant, caption: str, item: SceneObject, kind: str) -> str:
+    """The caption with a hole of the right length in the place of a word about an object.
 
     Args:
         assistant: for its tokenizer.
         caption: the whole text.
-        word: one of its words, or two.
+        item: one of its objects.
+        kind: "colour", "shape" or "place".
 
     Returns:
         The template for infilling.
     """
-    before, _, after = caption.partition(f" {word}")
-    whole = assistant.tokenizer(before + f" {word}", add_special_tokens=False).input_ids
-    length = len(whole) - len(assistant.tokenizer(before, add_special_tokens=False).input_ids)
-    return f"{before} [MASK:{length}]{after}"
+    found = re.search(rf"(?P<colour> {item.colour})(?P<shape> {item.shape}) at the(?P<place> {item.place})", caption)
+    assert found is not None
+    start, end = found.span(kind)
+    whole = assistant.tokenizer(caption[:end], add_special_tokens=False).input_ids
+    length = len(whole) - len(assistant.tokenizer(caption[:start], add_special_tokens=False).input_ids)
+    return f"{caption[:start]} [MASK:{length}]{caption[end:]}"
 
 
 def measure_repeats(assistant: asking.Assistant, settings: dict[str, Any], samples: int) -> dict[str, Any]:
@@ -198,7 +238,7 @@ def measure_repeats(assistant: asking.Assistant, settings: dict[str, Any], sampl
     Returns:
         The settings with the share of answers that hold a repeated run of tokens, and of tokens inside such runs.
     """
-    pictures = [scenes.render(scenes.make_scene("test", index), 64) for index in range(samples)]
+    pictures = [scene_picture(index) for index in range(samples)]
     inputs = chat_inputs(assistant, pictures, "Describe the picture.")
     output = assistant.model.generate(
         **inputs,
@@ -245,7 +285,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--questions", type=int, default=700, help="questions per split and arm (default: %(default)s)"
+        "--questions", type=int, default=390, help="questions per split and arm (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, default=200, help="captions in the other parts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULT, help="result file (default: %(default)s)")

@@ -28,9 +28,16 @@ import pictograms
 import torch
 from PIL import Image
 
-from transformers_lladav import BUNDLED_CHECKPOINT, asking, scenes
-from transformers_lladav.evaluation import Score, answer_batch, evaluate
+from transformers_lladav import BUNDLED_CHECKPOINT, asking
+from transformers_lladav.contact_sheets import SheetRow, contact_sheet
+from transformers_lladav.eval_asking import Asking, write
+from transformers_lladav.eval_results import ALL, Row
+from transformers_lladav.eval_run import measure as measure_tasks
+from transformers_lladav.eval_tasks import open_tasks
 from transformers_lladav.files import write_text
+from transformers_lladav.scene_questions import ASKERS, Question
+from transformers_lladav.shape_scenes import make_scene, render_scene
+from transformers_lladav.suite import SCENE_WEIGHTS
 from transformers_lladav.trainable import PEFT_PREFIX
 
 FOLDER = Path(__file__).resolve().parent
@@ -47,12 +54,12 @@ SETTINGS = (
     f"lora.targets={TARGETS}",
     "learning_rate=0.003",
     "warmup_ratio=0.05",
-    "max_steps=2000",
-    "checkpoint_every=250",
+    "max_steps=1000",
+    "checkpoint_every=125",
     "global_batch_size=32",
     "device_batch_size=32",
-    "max_length=128",
-    "answer_canvas=32",
+    "max_length=160",
+    "answer_canvas=48",
     "gradient_checkpointing=false",
     "eval_answers=200",
     "best_by=exact_match",
@@ -66,12 +73,12 @@ class Asked:
     """A question about a picture.
 
     Attributes:
-        picture: 64 x 64.
+        picture: of `pictograms.SIDE` pixels along one side.
         question: with its answer.
     """
 
     picture: Image.Image
-    question: scenes.Question
+    question: Question
 
 
 def ask_pictograms(split: str, count: int) -> list[Asked]:
@@ -88,7 +95,7 @@ def ask_pictograms(split: str, count: int) -> list[Asked]:
     for index in range(count):
         scene = pictograms.make_scene(split, index)
         rng = random.Random(f"question {split} {index}")
-        kinds: dict[str, list[scenes.Question]] = {}
+        kinds: dict[str, list[Question]] = {}
         for question in pictograms.questions(scene):
             kinds.setdefault(question.kind, []).append(question)
         # Two numbers on is the next picture with as many pictograms.
@@ -108,11 +115,12 @@ def ask_scenes(count: int) -> list[Asked]:
     """
     asked: list[Asked] = []
     rng, index = random.Random("replay"), 0
+    kinds = [*SCENE_WEIGHTS, "caption"]
     while len(asked) < count:
-        scene = scenes.make_scene("train", index)
-        question = scenes.ask(scene, rng.choice(scenes.EVALUATED_KINDS), rng)
-        if question is not None:
-            asked.append(Asked(scenes.render(scene, pictograms.SIDE), question))
+        scene = make_scene("train", index)
+        question = ASKERS[rng.choice(kinds)](scene, rng)
+        if question is not None and not question.before:
+            asked.append(Asked(render_scene(scene, pictograms.SIDE), question))
         index += 1
     return asked
 
@@ -148,12 +156,8 @@ def answers(assistant: asking.Assistant, asked: Sequence[Asked]) -> list[str]:
     texts: list[str] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
-        replies = answer_batch(
-            assistant.model,
-            assistant.processor,
-            [item.picture for item in part],
-            [item.question.text for item in part],
-        )
+        chats = [[asking.user_message([item.picture], item.question.text)] for item in part]
+        replies = write(assistant.model, assistant.processor, chats, Asking(), [0] * len(part))
         texts += [reply.text for reply in replies]
     return texts
 
@@ -180,20 +184,17 @@ def exact_match(asked: Sequence[Asked], texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def total(scores: Sequence[Score]) -> dict[str, Any]:
-    """Scores on the scenes in the form of `exact_match`.
+def total(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows of the suite in the form of `exact_match`.
 
     Args:
-        scores: one per kind of question.
+        rows: one per kind of question, and one over all.
 
     Returns:
         Counts of questions and right answers.
     """
-    return {
-        "questions": sum(score.questions for score in scores),
-        "correct": sum(score.correct for score in scores),
-        "kinds": {score.kind: {"questions": score.questions, "correct": score.correct} for score in scores},
-    }
+    counts = {row.kind: {"questions": row.questions, "correct": round(row.score * row.questions)} for row in rows}
+    return {**counts.pop(ALL), "kinds": counts}
 
 
 def measure(assistant: asking.Assistant, questions: int) -> dict[str, Any]:
@@ -210,8 +211,9 @@ def measure(assistant: asking.Assistant, questions: int) -> dict[str, Any]:
     for split in ("test", "unseen_pairs"):
         asked = ask_pictograms(split, questions)
         measured[split] = exact_match(asked, answers(assistant, asked))
-    scores = evaluate(assistant.model, assistant.processor, "test", questions, BATCH, blind=False)
-    return {**measured, "scenes": total(scores)}
+    tasks = open_tasks(["suite:test"], limit=questions)
+    rows = measure_tasks(assistant.model, assistant.processor, tasks, Asking(batch_size=BATCH))
+    return {**measured, "suite": total(rows)}
 
 
 def file_fingerprint(path: Path) -> str:
@@ -335,10 +337,10 @@ def draw_sheet(assistant: asking.Assistant, path: Path, count: int = 24) -> None
     """
     asked = [item for item in ask_pictograms("test", 2 * count) if item.question.kind != "count"][:count]
     rows = [
-        scenes.SheetRow(item.picture, item.question.text, item.question.answer, text)
+        SheetRow(item.picture, item.question.text, item.question.answer, text)
         for item, text in zip(asked, answers(assistant, asked), strict=True)
     ]
-    scenes.contact_sheet(rows, columns=8, tile=160).save(path, optimize=True)
+    contact_sheet(rows, columns=8, tile=160).save(path, optimize=True)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pictures of emoji with questions about them: a world that the bundled checkpoint has never seen.
 
 A picture shows one pictogram or two in cells of a 2 x 2 grid, on a plain background, at random place in the cell, size
-and rotation. Everything follows from the split and a number, as in `transformers_lladav.scenes`. Pictures of different
+and rotation. Everything follows from the split and a number, as in `transformers_lladav.suite`. Pictures of different
 splits are different draws; the pairs of pictograms in `HELD_OUT_PAIRS` are together in no picture of the training
 split, and in every picture of the split "unseen_pairs".
 
@@ -17,7 +17,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from transformers_lladav import scenes
+from transformers_lladav.scene_questions import Question
+from transformers_lladav.shape_scenes import NUMBER_WORDS
+from transformers_lladav.suite import PICTURE_SIDE
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_SIZE = 109  # the only one that its bitmaps have
@@ -45,10 +47,11 @@ BACKGROUNDS = {
     "grey": (150, 154, 160),
     "night": (40, 44, 60),
 }
+PLACES = ("top left", "top right", "bottom left", "bottom right")
 SPLITS = ("train", "validation", "test", "unseen_pairs")
 MAX_ROTATION = 20.0
 SIZES = (0.36, 0.46)  # of the side of the picture; a cell has half of it
-SIDE = 64
+SIDE = PICTURE_SIDE
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,17 @@ def make_scene(split: str, index: int) -> PictogramScene:
     rng = random.Random(f"pictograms {split} {index}")
     background = rng.choice(list(BACKGROUNDS))
     if split != "unseen_pairs" and index % 2 == 0:
-        return PictogramScene(background, (_place(rng, rng.choice(NAMES), rng.choice(scenes.PLACES)),))
+        return PictogramScene(background, (_place(rng, rng.choice(NAMES), rng.choice(PLACES)),))
     pairs = sorted(map(sorted, HELD_OUT_PAIRS)) if split == "unseen_pairs" else SEEN_PAIRS
     names = list(rng.choice(pairs))
     rng.shuffle(names)
-    places = rng.sample(scenes.PLACES, 2)
+    places = rng.sample(PLACES, 2)
     return PictogramScene(background, tuple(_place(rng, *given) for given in zip(names, places, strict=True)))
 
 
 def _place(rng: random.Random, name: str, place: str) -> Placed:
     size = rng.uniform(*SIZES)
-    row, column = divmod(scenes.PLACES.index(place), 2)
+    row, column = divmod(PLACES.index(place), 2)
     x, y = (0.5 * cell + size / 2 + rng.uniform(0, 0.5 - size) for cell in (column, row))
     return Placed(name, place, x, y, size, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
 
@@ -164,7 +167,7 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def questions(scene: PictogramScene) -> Iterator[scenes.Question]:
+def questions(scene: PictogramScene) -> Iterator[Question]:
     """All questions about a scene.
 
     Args:
@@ -175,10 +178,10 @@ def questions(scene: PictogramScene) -> Iterator[scenes.Question]:
     """
     found = {item.place: item.name for item in scene.items}
     if len(scene.items) == 1:
-        yield scenes.Question("what", "What is in the picture?", with_article(scene.items[0].name))
-    for place in scenes.PLACES:
+        yield Question("what", "What is in the picture?", with_article(scene.items[0].name))
+    for place in PLACES:
         answer = with_article(found[place]) if place in found else "nothing"
-        yield scenes.Question("what_is_at", f"What is at the {place}?", answer)
+        yield Question("what_is_at", f"What is at the {place}?", answer)
     for item in scene.items:
-        yield scenes.Question("where_is", f"Where is the {item.name}?", f"at the {item.place}")
-    yield scenes.Question("count", "How many pictograms are there?", scenes.NUMBER_WORDS[len(scene.items) - 1])
+        yield Question("where_is", f"Where is the {item.name}?", f"at the {item.place}")
+    yield Question("count", "How many pictograms are there?", NUMBER_WORDS[len(scene.items)])

@@ -24,7 +24,7 @@ from transformers_lladav.result_tables import (
     parity_table,
     repeats_table,
     rule_of,
-    training_table,
+    stages_table,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,9 +102,41 @@ def draw_finetuning(document: dict[str, Any], path: Path, mark: str) -> None:
     figure.savefig(path, dpi=150, metadata={"Description": mark})
 
 
+def draw_stages(document: dict[str, Any], path: Path, mark: str) -> None:
+    """Plot the loss of the small model's stages over the CPU time since the start, and what the tower names.
+
+    Args:
+        document: the stages.json of `lladav train tiny`.
+        path: PNG file to write.
+        mark: kept in the file, to tell whether it is fresh.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    seen, losses = figure.subplots(1, 2, width_ratios=(1, 2))
+    tower, *others = document["stages"]
+    for name in ("colour", "shape", "character", "value"):
+        points = [(point["cpu_seconds"] / 60, 100 * point[name]) for point in tower["curve"]]
+        seen.plot(*zip(*points, strict=True), linewidth=1.4, label=name)
+    seen.set(title="tower: patches named right", xlabel="CPU minutes", ylabel="%", ylim=(0, 102))
+    seen.legend(frameon=False, loc="lower right")
+    begun = tower["cpu_seconds"] / 60
+    for stage in others:
+        points = [(begun + point["cpu_seconds"] / 60, point["loss"]) for point in stage["curve"]]
+        losses.plot(*zip(*points, strict=True), linewidth=1.2, label=stage["name"])
+        begun += stage["cpu_seconds"] / 60
+    losses.set(title="loss of the other stages", xlabel="CPU minutes since the start", ylabel="nats", yscale="log")
+    losses.legend(frameon=False, ncols=2)
+    for axes in (seen, losses):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, metadata={"Description": mark})
+
+
 PLOTS: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     "decoding": draw_decoding,
     "finetuning": draw_finetuning,
+    "stages": draw_stages,
 }
 
 
@@ -137,24 +169,21 @@ def plot_is_fresh(name: str) -> bool:
 
 
 def read_result(name: str) -> Any:
-    """A result file, JSON or JSON lines.
+    """A result file.
 
     Args:
         name: its name without the ending.
 
     Returns:
-        The document, or the list of records.
+        The document.
     """
-    lines = RESULTS / f"{name}.jsonl"
-    if lines.exists():
-        return [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 TABLES = {
     "parity": ("parity", parity_table),
     "evaluation": ("evaluation", evaluation_table),
-    "training": ("training", training_table),
+    "stages": ("stages", stages_table),
     "decoding": ("decoding", decoding_table),
     "infilling": ("decoding", infilling_table),
     "repeats": ("decoding", repeats_table),

@@ -24,9 +24,9 @@ from transformers_lladav import (
     LladaVProcessor,
     card_facts,
     cards,
-    scenes,
 )
 from transformers_lladav.cards import detect_kind, paper_results, paper_table, render_card
+from transformers_lladav.shape_scenes import make_scene, render_scene
 
 ROOT = Path(__file__).parent.parent
 # arXiv:2505.16933, as the specification of this project quotes them.
@@ -320,7 +320,7 @@ def test_weights_that_cannot_be_read_are_not_described(converted_folder, tmp_pat
 
 def run_block(code, folder):
     """What a snippet prints, run beside a picture."""
-    scenes.render(scenes.make_scene("demo", 0), 200).save(folder / "picture.jpg")
+    render_scene(make_scene("demo", 0), 200).save(folder / "picture.jpg")
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
@@ -340,7 +340,7 @@ def quick_folder(converted_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected_answer(quick_folder):
     """What the package makes of the question in the snippets."""
-    picture = scenes.render(scenes.make_scene("demo", 0), 200)
+    picture = render_scene(make_scene("demo", 0), 200)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG")
     model = LladaVForMaskedDiffusion.from_pretrained(quick_folder, dtype="auto")

@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from test_adapters import load_base, save, train
-from transformers_lladav import asking, scenes
+from transformers_lladav import asking
 from transformers_lladav.chatting import HELP, Chat, command
+from transformers_lladav.shape_scenes import make_scene, render_scene
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def assistant():
 def files(tmp_path):
     paths = [tmp_path / f"{index}.png" for index in (0, 1)]
     for index, path in enumerate(paths):
-        scenes.render(scenes.make_scene("demo", index), 64).save(path)
+        render_scene(make_scene("demo", index), 64).save(path)
     return [str(path) for path in paths]
 
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from test_adapters import load_base, save, train
-from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli
+from transformers_lladav.shape_scenes import NUMBER_WORDS, make_scene, render_scene
 
 
 def lladav(*arguments, timeout=180):
@@ -23,7 +24,7 @@ def lladav(*arguments, timeout=180):
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
-    scenes.render(scenes.make_scene("demo", 0), 200).save(path)
+    render_scene(make_scene("demo", 0), 200).save(path)
     return path
 
 
@@ -36,8 +37,8 @@ def picture(tmp_path_factory):
             ["PICTURE", "QUESTION", "--model", "--json", "--block-length", "--watch", "--gif", "--html", "--choices"],
         ),
         (["chat", "--help"], ["PICTURE", "--model", "--adapter", "--preset"]),
-        (["eval", "--help"], ["--split", "--questions", "--output"]),
-        (["train", "tiny", "--help"], ["--run", "--set", "--output"]),
+        (["eval", "--help"], ["--tasks", "--limit", "--blind", "--output"]),
+        (["train", "tiny", "--help"], ["--run", "--all-stages", "--output", "--compile"]),
         (["train", "--help"], ["lora", "qlora", "full", "projector", "stage1", "stage3b", "tiny", "configs"]),
         (["merge", "--help"], ["ADAPTER", "OUTPUT", "--model", "--dtype"]),
         (
@@ -56,14 +57,14 @@ def test_ask_prints_the_answer_and_its_cost(picture):
     run = lladav("ask", picture, "How many shapes are there?")
     assert run.returncode == 0, run.stderr
     first, second = run.stdout.strip().splitlines()
-    assert first in scenes.NUMBER_WORDS
+    assert first in NUMBER_WORDS
     assert "tokens per forward" in second
 
 
 def test_ask_json_is_one_object(picture):
     run = lladav("ask", picture, "How many shapes are there?", "--json")
     record = json.loads(run.stdout)
-    assert record["text"] in scenes.NUMBER_WORDS
+    assert record["text"] in NUMBER_WORDS
     assert record["question"] == "How many shapes are there?"
     assert (record["model"], record["adapter"]) == ("bundled", None)
     assert set(record) == {
@@ -98,7 +99,7 @@ def test_watch_prints_every_step_where_there_is_no_terminal(here, picture):
     run = here("ask", picture, "How many shapes are there?", "--watch", "--block-length", 8, "--max-new-tokens", 8)
     *drafts, last, figures = run.stdout.splitlines()
     assert len(drafts) == int(figures.split()[0])
-    assert drafts[-1] == last in scenes.NUMBER_WORDS
+    assert drafts[-1] == last in NUMBER_WORDS
     assert "░░" in drafts[0]
 
 
@@ -119,7 +120,7 @@ def test_choices_holes_and_scores(here, picture):
     assert (record["tokens"], record["finish_reason"]) == (1, "filled")
     assert record["text"].startswith("a ")
     assert record["text"].endswith(" star")
-    words = [option for word in scenes.NUMBER_WORDS for option in ("--answer", word)]
+    words = [option for word in NUMBER_WORDS for option in ("--answer", word)]
     rated = json.loads(here("score", picture, "How many shapes are there?", *words, "--json").stdout)
     answer = here("ask", picture, "How many shapes are there?").stdout.splitlines()[0]
     assert rated[0]["text"] == answer
@@ -151,12 +152,12 @@ def test_chat_answers_line_by_line_and_survives_mistakes(here, picture, tmp_path
     typed = f"How many shapes are there?\n/nope\n\n/save {tmp_path / 'talk.json'}\n/undo\n/help\n/quit\nnever read\n"
     run = here("chat", picture, typed=typed)
     assert run.returncode == 0
-    assert run.stdout.strip() in scenes.NUMBER_WORDS
+    assert run.stdout.strip() in NUMBER_WORDS
     assert "/nope is not a command" in run.stderr
     assert "Taken back." in run.stderr
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert saved[0]["content"][0] == {"type": "image", "image": str(picture)}
-    assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in scenes.NUMBER_WORDS
+    assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in NUMBER_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_bad_input_is_one_line_and_exit_code_2(picture, tmp_path):
         (["ask", tmp_path / "broken.png", "What?"], "cannot be read as a picture"),
         (["ask", picture, " "], "the question is empty"),
         (["ask", picture, "What?", "--max-new-tokens", "12", "--block-length", "8"], "pass max_new_tokens=16"),
-        (["train", "tiny", "--run", tmp_path / "r", "--set", "steps"], "changes nothing"),
+        (["eval", "--tasks", "suite:tset", "--output", tmp_path / "r"], "the suite has no split 'tset'"),
     ]
     for arguments, message in cases:
         run = lladav(*arguments)
@@ -262,18 +263,10 @@ def test_demo_writes_picture_and_card(tmp_path):
     assert Image.open(tmp_path / "out" / "scene-3.png").size == (512, 512)
 
 
-def test_eval_writes_a_result_file(tmp_path):
-    run = lladav("eval", "--questions", 14, "--split", "validation", "--output", tmp_path / "result.json")
+def test_eval_writes_results_and_answers(tmp_path):
+    run = lladav("eval", "--tasks", "suite:validation/count,ocr", "--limit", 4, "--output", tmp_path / "out")
     assert run.returncode == 0, run.stderr
-    document = json.loads((tmp_path / "result.json").read_text())
-    assert [score["questions"] for score in document["splits"]["validation"]] == [2] * 7
-
-
-def test_train_tiny_makes_a_checkpoint_that_answers(tmp_path, picture):
-    small = ["steps=3", "tower_steps=1", "dense_steps=1", "scenes_per_step=2", "vision_layers=1", "text_layers=1"]
-    changes = [part for change in small for part in ("--set", change)]
-    run = lladav("train", "tiny", "--run", tmp_path / "run", "--output", tmp_path / "checkpoint", *changes)
-    assert run.returncode == 0, run.stderr
-    answer = lladav("ask", picture, "How many shapes are there?", "--model", tmp_path / "checkpoint", "--json")
-    assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout)["denoising_steps"] >= 1
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    (task,) = document["tasks"]
+    assert [(row["kind"], row["questions"]) for row in task["kinds"]] == [("count", 2), ("ocr", 2), ("all", 4)]
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 4

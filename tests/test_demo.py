@@ -1,11 +1,12 @@
 from PIL import Image
 
-from transformers_lladav import asking, demo, scenes
+from transformers_lladav import asking, demo
+from transformers_lladav.splits import is_held_out
 
 
 def test_the_demo_asks_three_kinds_and_a_caption_about_an_unseen_scene():
     scene, rows = demo.run_demo(asking.load(device="cpu"), 5)
-    assert scenes.is_held_out(scene.layout)
+    assert is_held_out(scene.layout)
     assert len(rows) == 4
     assert len({row.question for row in rows}) == 4
     assert rows[-1].question == "Describe the picture."

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
 from transformers_lladav.batches import TrainingBatches
 from transformers_lladav.launching import find_config
 from transformers_lladav.samples import Numbered
+from transformers_lladav.scene_questions import ASKERS
+from transformers_lladav.shape_scenes import make_scene, render_scene
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
@@ -102,11 +104,11 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     records = []
     for number in range(SAMPLES):
-        scene = scenes.make_scene("train", number)
-        question = scenes.questions(scene, random.Random(number))[number % 4]
+        scene = make_scene("train", number)
+        question = ASKERS[("colour", "shape", "position", "count")[number % 4]](scene, random.Random(number))
         record = {"question": question.text, "answer": question.answer}
         if shows_a_picture(number):
-            scenes.render(scene).save(folder / f"{number}.png")
+            render_scene(scene, 96).save(folder / f"{number}.png")
             record["image"] = f"{number}.png"
         records.append(json.dumps(record))
     (folder / "train.jsonl").write_text("\n".join(records) + "\n")
@@ -220,7 +222,7 @@ def test_a_sharded_run_goes_on_from_a_checkpoint(fsdp2):
 
 def test_what_a_sharded_run_ends_with_is_a_whole_checkpoint(fsdp2, one):
     """It loads like any other, and its logits are those of the one that a single process wrote."""
-    picture = scenes.render(scenes.make_scene("test", 0))
+    picture = render_scene(make_scene("test", 0), 96)
     logits = []
     for folder in (fsdp2, one):
         source = json.loads((folder / "facts.json").read_text())["full"]["product"]
@@ -250,7 +252,7 @@ def models(tmp_path_factory):
 def inferred(tmp_path_factory, models):
     """What one process and what two processes make of a picture and a question."""
     picture = tmp_path_factory.mktemp("picture") / "scene.png"
-    scenes.render(scenes.make_scene("test", 1)).save(picture)
+    render_scene(make_scene("test", 1), 96).save(picture)
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "Describe the picture."}]
     task = {
         "models": models,

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoProcessor
 
 from training_runs import write_data
-from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion
 from transformers_lladav.data import Examples
 from transformers_lladav.held_out import (
     LONGEST_ANSWER,
@@ -13,6 +13,7 @@ from transformers_lladav.held_out import (
     answer_questions,
     choose_questions,
 )
+from transformers_lladav.shape_scenes import NUMBER_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_answers_are_those_of_generate_one_by_one(model, processor, examples):
 
 def test_the_bundled_checkpoint_counts_shapes_it_has_not_seen(model, processor, examples):
     questions = choose_questions(examples, processor.tokenizer, 8)
-    counts = [question for question in questions if question.answer in scenes.NUMBER_WORDS]
+    counts = [question for question in questions if question.answer in NUMBER_WORDS]
     replies = answer_questions(model, processor, counts)
     assert len(replies) >= 2
     assert all(reply.right for reply in replies)

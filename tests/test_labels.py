@@ -9,8 +9,7 @@ from transformers import AutoTokenizer
 import parity
 from transformers_lladav import LladaVImageProcessor, LladaVProcessor
 from transformers_lladav.labels import PromptIds, conversation_ids, label_tokens, message_spans
-from transformers_lladav.recipes import TinyRecipe
-from transformers_lladav.tiny import build_processor
+from transformers_lladav.tiny_model import TinySizes, build_processor
 
 CONVERSATIONS = parity.by_id("sft_preprocess", "conversations")
 MASKED = [batch for batch in parity.numbers("loss")["batches"] if batch.get("use_conversation_mask")]
@@ -139,7 +138,7 @@ def test_placeholders_are_not_learned_even_in_an_answer(processor, ids):
 
 
 def test_another_tokenizer_has_other_ids():
-    processor = build_processor(TinyRecipe())
+    processor = build_processor(TinySizes())
     ids = PromptIds.from_processor(processor)
     tokens = prompt(processor, [message("user", "What is it?"), message("assistant", "a red star")])
     answer = processor.tokenizer("a red star").input_ids

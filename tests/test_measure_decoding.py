@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from transformers_lladav import asking, scenes
+from transformers_lladav import asking
+from transformers_lladav.shape_scenes import MAX_OBJECTS, PLACES, make_scene
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
 
@@ -30,8 +32,7 @@ def assistant():
 
 def test_every_true_caption_is_well_formed():
     for index in range(200):
-        scene = scenes.make_scene("test", index)
-        assert measure.is_caption(scenes.ask(scene, "caption", None).answer)
+        assert measure.is_caption(measure.caption_of(make_scene("test", index))[1])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,8 @@ def test_every_true_caption_is_well_formed():
         "a red star at the top left and a blue star at the top left",
         "a red star at the top left a blue star at the top right",
         "a red star at the top left,",
-        "a red star at the top left and a blue star at the top right and a blue circle at the bottom left",
+        " and ".join(f"a red star at the {place}" for place in PLACES[:3]),
+        ", ".join(f"a red star at the {place}" for place in PLACES[:5]) + " and a red star at the bottom",
     ],
 )
 def test_what_no_scene_has_is_not_well_formed(text):
@@ -61,17 +63,19 @@ def test_repeated_runs_are_those_that_stood_before(tokens, share):
 
 
 def test_a_hidden_word_leaves_a_hole_of_its_length(assistant):
-    caption = "a red star at the top left and a blue star at the top right"
-    assert (
-        measure.hide(assistant, caption, "red") == "a [MASK:1] star at the top left and a blue star at the top right"
+    scene = next(
+        scene for scene in (make_scene("test", index) for index in range(100)) if len(scene.objects) == MAX_OBJECTS
     )
-    place = measure.hide(assistant, caption, "top right")
-    assert place == "a red star at the top left and a blue star at the [MASK:2]"
-    for template in (place, measure.hide(assistant, caption, "blue")):
-        ids = assistant.processor.encode_holes(template)
-        whole = assistant.tokenizer(caption, add_special_tokens=False).input_ids
-        assert len(ids) == len(whole)
-        assert all(token in (assistant.mask_token_id, other) for token, other in zip(ids, whole, strict=True))
+    caption = measure.caption_of(scene)[1]
+    for item in scene.objects:
+        for kind in ("colour", "shape", "place"):
+            template = measure.hide(assistant, caption, item, kind)
+            before, after = re.split(r"\[MASK:\d\]", template)
+            assert before + getattr(item, kind) + after == caption
+            ids = assistant.processor.encode_holes(template)
+            whole = assistant.tokenizer(caption, add_special_tokens=False).input_ids
+            assert len(ids) == len(whole)
+            assert all(token in (assistant.mask_token_id, other) for token, other in zip(ids, whole, strict=True))
 
 
 def test_arms_are_valid_and_different(assistant):
@@ -84,14 +88,14 @@ def test_arms_are_valid_and_different(assistant):
 
 def test_a_small_run_gives_what_the_tables_need(assistant, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "arms", lambda: [
-        {"max_new_tokens": 32, "block_length": 8, "max_denoising_steps": 4},
-        {"max_new_tokens": 32, "block_length": 8, "threshold": 0.9},
-        {"max_new_tokens": 32, "block_length": 8, "factor": 1.0},
-        {"max_new_tokens": 32, "block_length": 8, "entropy_bound": 0.1},
+        {"max_new_tokens": 48, "block_length": 8, "max_denoising_steps": 6},
+        {"max_new_tokens": 48, "block_length": 8, "threshold": 0.9},
+        {"max_new_tokens": 48, "block_length": 8, "factor": 1.0},
+        {"max_new_tokens": 48, "block_length": 8, "entropy_bound": 0.1},
     ])  # fmt: skip
     monkeypatch.setattr(measure, "LONG_CANVAS", 16)
     output = tmp_path / "decoding.json"
-    monkeypatch.setattr("sys.argv", ["x", "--questions", "7", "--samples", "3", "--output", str(output)])
+    monkeypatch.setattr("sys.argv", ["x", "--questions", "13", "--samples", "3", "--output", str(output)])
     assert measure.main() == 0
     document = json.loads(output.read_text())
     assert "| threshold 0.9 | 8 | " in render.decoding_table(document)

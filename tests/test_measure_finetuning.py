@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from transformers_lladav import asking, scenes
+from transformers_lladav import asking
 from transformers_lladav.recipes import find_recipe
+from transformers_lladav.scene_questions import Question
+from transformers_lladav.shape_scenes import make_scene, render_scene
 from transformers_lladav.trainable import prepare_trainable
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
@@ -61,7 +63,7 @@ def test_splits_are_other_draws():
 def test_pictograms_stay_in_their_cells():
     for index in range(200):
         for item in pictograms.make_scene("train", index).items:
-            row, column = divmod(scenes.PLACES.index(item.place), 2)
+            row, column = divmod(pictograms.PLACES.index(item.place), 2)
             assert 0.5 * column <= item.x - item.size / 2 <= item.x + item.size / 2 <= 0.5 * (column + 1)
             assert 0.5 * row <= item.y - item.size / 2 <= item.y + item.size / 2 <= 0.5 * (row + 1)
 
@@ -82,22 +84,22 @@ def test_questions_have_the_answers_of_the_scene():
         ("How many pictograms are there?", "two"),
     ]
     one = pictograms.PictogramScene("white", (placed("cat", "top left"),))
-    assert next(pictograms.questions(one)) == scenes.Question("what", "What is in the picture?", "a cat")
+    assert next(pictograms.questions(one)) == Question("what", "What is in the picture?", "a cat")
 
 
 @needs_font
 def test_pictures_show_the_pictogram_where_it_is_said_to_be():
-    for place in scenes.PLACES:
+    for place in pictograms.PLACES:
         scene = pictograms.PictogramScene("white", (pictograms._place(random.Random(0), "apple", place),))
-        picture = pictograms.render(scene)
-        assert (picture.size, picture.mode) == ((64, 64), "RGB")
-        row, column = divmod(scenes.PLACES.index(place), 2)
-        coloured = [[picture.getpixel((x, y)) != (252, 252, 252) for x in range(64)] for y in range(64)]
-        for y, x in ((y, x) for y in range(64) for x in range(64) if coloured[y][x]):
+        picture, side = pictograms.render(scene), pictograms.SIDE
+        assert (picture.size, picture.mode) == ((side, side), "RGB")
+        row, column = divmod(pictograms.PLACES.index(place), 2)
+        pixels = [(y, x) for y in range(side) for x in range(side) if picture.getpixel((x, y)) != (252, 252, 252)]
+        for y, x in pixels:
             # A turned square reaches a little over the edge of its cell.
-            assert 32 * row - 5 <= y < 32 * row + 37
-            assert 32 * column - 5 <= x < 32 * column + 37
-        red, green, blue = picture.getpixel((round(64 * scene.items[0].x), round(64 * scene.items[0].y)))
+            assert -side / 12 <= y - side / 2 * row < side / 2 + side / 12
+            assert -side / 12 <= x - side / 2 * column < side / 2 + side / 12
+        red, green, blue = picture.getpixel((round(side * scene.items[0].x), round(side * scene.items[0].y)))
         assert red > 200 > 100 > max(green, blue)
 
 
@@ -127,7 +129,7 @@ def test_questions_go_through_the_kinds():
 def test_replayed_scenes_are_of_the_training_split_only():
     asked = measure.ask_scenes(20)
     assert len(asked) == 20
-    drawn = [scenes.render(scenes.make_scene("train", index), 64).tobytes() for index in range(60)]
+    drawn = [render_scene(make_scene("train", index), 96).tobytes() for index in range(60)]
     assert all(item.picture.tobytes() in drawn for item in asked)
 
 
@@ -171,8 +173,8 @@ def test_the_fingerprint_is_that_of_the_base_whatever_the_adapter():
 def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     output = tmp_path / "finetuning.json"
     settings = ["max_steps=2", "checkpoint_every=1", "eval_answers=4", "global_batch_size=4", "device_batch_size=4"]
-    settings += ["lora.rank=2", "max_length=128", "answer_canvas=32"]
-    arguments = ["--pictures", "4", "--replay", "3", "--questions", "7", "--threads", "1"]
+    settings += ["lora.rank=2", "max_length=160", "answer_canvas=48"]
+    arguments = ["--pictures", "4", "--replay", "3", "--questions", "13", "--threads", "1"]
     arguments += ["--arms", "pictograms and scenes"]
     arguments += ["--output", str(output), "--sheet", str(tmp_path / "sheet.png"), "--settings", *settings]
     assert measure.main(arguments) == 0
@@ -183,7 +185,7 @@ def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     assert [point["step"] for point in arm["held_out"]] == [1, 2]
     assert arm["recipe"]["lora"]["rank"] == 2
     assert arm["base_sha256"] == document["base_sha256"]
-    assert arm["answers_without_adapter"] == {"questions": 7, "as_before": 7}
+    assert arm["answers_without_adapter"] == {"questions": 13, "as_before": 13}
     assert str(tmp_path) not in arm["command"]
     table = render.finetuning_table(document)
     assert "the same, bit for bit" in table

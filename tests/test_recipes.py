@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from transformers_lladav.recipes import PARTS, RECIPES, Lora, Recipe, TinyRecipe, find_recipe
+from transformers_lladav.recipes import PARTS, RECIPES, Lora, Recipe, find_recipe
 
 # LLaDA-V, arXiv:2505.16933: learning rate, that of the vision tower, global batch, tokens.
 PAPER = {
@@ -94,10 +94,3 @@ def test_recipes_that_cannot_work_are_refused(fields, message):
 def test_adapters_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Lora(**fields)
-
-
-def test_stages_of_the_tiny_recipe_must_fit_and_patches_must_divide():
-    with pytest.raises(ValueError, match="tower_steps=6 and dense_steps=5 are more than steps=10"):
-        TinyRecipe(tower_steps=6, dense_steps=5, steps=10)
-    with pytest.raises(ValueError, match="pass picture_side=64"):
-        TinyRecipe(picture_side=70, patch_size=16)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageFont
 from transformers import AutoTokenizer
 
-from transformers_lladav import BUNDLED_CHECKPOINT, asking, recording_film, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT, asking, recording_film
 from transformers_lladav.denoising_lladav import DenoisingStep
 from transformers_lladav.recording import Cell, Frame, Recorder, Recording
 from transformers_lladav.recording_film import FRESH_PAPER, MASK, PAPER, paint_frames, place
+from transformers_lladav.shape_scenes import make_scene, render_scene
 from transformers_lladav.streaming import TokenState
 
 COMMITTED, FRESH, MASKED = TokenState
@@ -403,7 +404,7 @@ def test_large_pictures_are_embedded_smaller_and_flat(recording, tmp_path):
 
 def test_a_real_run_is_recorded_to_its_answer(tmp_path):
     assistant = asking.load(device="cpu")
-    picture = scenes.render(scenes.make_scene("demo", 0), 512)
+    picture = render_scene(make_scene("demo", 0), 512)
     recorder = Recorder(assistant.processor)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}]
     inputs = assistant.processor.apply_chat_template(

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformers_lladav import LladaVForMaskedDiffusion, asking, scenes
+from transformers_lladav import LladaVForMaskedDiffusion, asking
+from transformers_lladav.scene_questions import ASKERS
 from transformers_lladav.scoring_lladav import HEAD_POSITIONS, LladaVScoringMixin, LladaVScoringOutput, draw_masks
+from transformers_lladav.shape_scenes import COLOURS, make_scene, render_scene
 
 PROMPT = torch.tensor([[5, 17, 33, 8, 60]])
 MASK, END, WRITABLE = 92, 2, 80
@@ -470,15 +472,15 @@ def test_padding_does_not_count_as_prompt_and_the_last_position_may_be_used(shar
 @pytest.mark.parametrize("append_eos", [True, False])
 def test_the_bundled_checkpoint_ranks_colours(append_eos):
     assistant = asking.load(device="cpu")
-    colours = list(scenes.COLOURS)
+    colours = list(COLOURS)
     asked = right = 0
     for index in range(40):
-        scene = scenes.make_scene("test", index)
-        question = scenes.ask(scene, "colour", random.Random(index))
+        scene = make_scene("test", index)
+        question = ASKERS["colour"](scene, random.Random(index))
         if question is None or asked == 20:
             continue
         asked += 1
-        content = [{"type": "image", "image": scenes.render(scene)}, {"type": "text", "text": question.text}]
+        content = [{"type": "image", "image": render_scene(scene, 96)}, {"type": "text", "text": question.text}]
         inputs = assistant.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,

@@ -3,13 +3,19 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from transformers_lladav import suite, tiny_stages
+from transformers_lladav.cli_tiny import tiny
+from transformers_lladav.cli_training import STOPPED
 from transformers_lladav.shape_scenes import COLOURS, PLACES, SHAPES
 from transformers_lladav.tiny_model import TinySizes
 from transformers_lladav.tiny_results import record_of, write_checkpoint, write_record
@@ -144,6 +150,51 @@ def test_a_stage_that_has_begun_stays_compiled_or_not(run, monkeypatch, tmp_path
     (tmp_path / "stage2" / "run.json").write_text(json.dumps({"recipe": {"compile": True}}))
     train(tmp_path, compiled=wanted)
     assert asked == [False, wanted, wanted, wanted, wanted, wanted, True, wanted, wanted]
+
+
+# The command
+
+app = typer.Typer()
+app.command()(tiny)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs `lladav train tiny` with quick stages in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(tiny_stages, "STAGES", QUICK_STAGES)
+
+    def invoke(*arguments, stages=None):
+        quick_stages = partial(train_stages, sizes=SMALL, stages=QUICK_STAGES)
+        monkeypatch.setattr(tiny_stages, "train_stages", stages or quick_stages)
+        return CliRunner().invoke(app, [*map(str, arguments), "--workers", "0"])
+
+    return invoke
+
+
+def test_the_command_trains_the_next_stage_and_names_the_one_after(command, tmp_path):
+    result = command("--run", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "tower" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "stage1").exists()
+    assert "Repeat the command for stage1, or give --all-stages" in result.output
+    assert [stage["name"] for stage in json.loads((tmp_path / "stages.json").read_text())["stages"]] == ["tower"]
+
+
+def test_the_command_ends_with_a_checkpoint(run, command, tmp_path):
+    folder, output = run[0], tmp_path / "checkpoint"
+    result = command("--run", folder, "--all-stages", "--output", output)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("done") == len(STAGES)
+    assert f"Written to {output}" in result.output
+    assert json.loads((output / "recipe.json").read_text()).keys() == STAGE.keys()
+
+
+def test_an_interrupted_command_says_how_to_go_on(command, tmp_path):
+    stopped = SimpleNamespace(interrupted="SIGTERM", product=None)
+    result = command("--run", tmp_path, stages=lambda *_, **__: [stopped])
+    assert result.exit_code == STOPPED
+    assert "Stopped by SIGTERM; repeat the command to go on." in result.output
 
 
 # Data

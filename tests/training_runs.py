@@ -1,4 +1,4 @@
-"""Small training runs for the tests: data drawn by `scenes`, runs in this process and in processes of their own."""
+"""Small training runs for the tests: data drawn by the suite, runs in this process and in processes of their own."""
 
 import csv
 import json
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from transformers_lladav import BUNDLED_CHECKPOINT, scenes
+from transformers_lladav import BUNDLED_CHECKPOINT
 from transformers_lladav.recipes import RECIPES, Lora, Recipe
 from transformers_lladav.run_settings import RunSettings
+from transformers_lladav.scene_questions import ASKERS
+from transformers_lladav.shape_scenes import make_scene, render_scene
 from transformers_lladav.train import Outcome, Run
 
 SAMPLES = 16
@@ -46,10 +48,10 @@ def write_data(folder: Path, count: int = SAMPLES, split: str = "train", first: 
         writer = csv.writer(file)
         writer.writerow(["image", "question", "answer"])
         for index in range(first, first + count):
-            scene = scenes.make_scene(split, index)
-            scenes.render(scene, 64).save(folder / f"{split}-{index}.png")
+            scene = make_scene(split, index)
+            render_scene(scene, 64).save(folder / f"{split}-{index}.png")
             # Captions and readings of the whole scene in turn: texts of different lengths.
-            question = scenes.ask(scene, ("caption", "grid", "count")[index % 3], random.Random(index))
+            question = ASKERS[("caption", "reading", "count")[index % 3]](scene, random.Random(index))
             writer.writerow([f"{split}-{index}.png", question.text, question.answer])
     return table
 

@@ -20,8 +20,14 @@ from .card_facts import (
     settings_table,
 )
 from .presets_lladav import PRESETS
-from .recipes import TinyRecipe
-from .result_tables import decoding_table, evaluation_table, infilling_table, parity_table, training_table
+from .result_tables import (
+    decoding_table,
+    evaluation_table,
+    infilling_table,
+    is_of_suite,
+    parity_table,
+    stages_table,
+)
 from .sources import is_hub_id
 from .weights import stored_origin
 
@@ -41,13 +47,12 @@ def read_data(name: str) -> Any:
     """A data file of the cards.
 
     Args:
-        name: such as "paper/scores.json"; of a `.jsonl` file the result is a list.
+        name: such as "paper/scores.json".
 
     Returns:
         Its content.
     """
-    text = (card_folder() / name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+    return json.loads((card_folder() / name).read_text(encoding="utf-8"))
 
 
 def detect_kind(folder: Path) -> Kind:
@@ -77,11 +82,8 @@ def detect_kind(folder: Path) -> Kind:
 
 
 def _is_tiny(folder: Path) -> bool:
-    """Whether the recipe beside the weights is one of `lladav train tiny`."""
-    if not (folder / "recipe.json").is_file():
-        return False
-    recipe = read_object(folder / "recipe.json")
-    return recipe.keys() == vars(TinyRecipe()).keys()
+    """Whether the recipes beside the weights are those of the stages of `lladav train tiny`."""
+    return (folder / "recipe.json").is_file() and read_object(folder / "recipe.json").keys() >= {"tower", "stage1"}
 
 
 def render_card(
@@ -132,7 +134,7 @@ def _measured(folder: Path) -> list[tuple[str, str]]:
         if not (folder / name).is_file():
             continue
         document = read_object(folder / name)
-        ours = {"test", "unseen_pairs"} <= document.get("splits", {}).keys()
+        ours = is_of_suite(document)
         tables.append((name, evaluation_table(document) if ours else settings_table(flatten(document))))
     return [(name, table) for name, table in tables if table]
 
@@ -290,9 +292,8 @@ def _describe_bundled(folder: Path, base_model: str | None) -> tuple[ModelCardDa
     facts = {
         "shipped": shipped,
         "geometry": _geometry(folder, config),
-        "settings": settings_table(read_recipe(folder)),
         "evaluation": "",
-        "training": "",
+        "stages": "",
         "decoding": "",
         "infilling": "",
     }
@@ -300,7 +301,7 @@ def _describe_bundled(folder: Path, base_model: str | None) -> tuple[ModelCardDa
         decoding = read_data("results/decoding.json")
         facts |= {
             "evaluation": evaluation_table(read_data("results/evaluation.json")),
-            "training": training_table(read_data("results/training.jsonl")),
+            "stages": stages_table(read_data("results/stages.json")),
             "decoding": decoding_table(decoding),
             "infilling": infilling_table(decoding),
         }

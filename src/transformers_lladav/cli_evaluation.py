@@ -60,7 +60,7 @@ IgnoreOption = Annotated[
     typer.Option(metavar="NAMES", help="What exact match does not look at, such as case,dot,articles."),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Questions per task; by default all of a file, 100 per kind of the suite.")
+    int | None, typer.Option(min=1, help="Questions per task; by default all of a file, 160 per kind of the suite.")
 ]
 BlindOption = Annotated[
     bool, typer.Option("--blind", help="Ask every question also about the pictures of another of its kind.")

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from . import scenes
 from .asking import Assistant, ask
+from .scene_questions import ASKERS
+from .shape_scenes import Scene, make_scene, render_scene
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 DEMO_QUESTIONS = 3
+DEMO_KINDS = ("colour", "shape", "position", "relation", "existence", "count", "comparison")
+PICTURE_SIDE = 256
 CARD_PICTURE, CARD_TEXT_WIDTH, CARD_MARGIN = 420, 640, 32
 INK, MUTED, RIGHT, WRONG = (28, 30, 34), (120, 124, 132), (24, 128, 60), (196, 40, 44)
 
@@ -37,8 +40,8 @@ class DemoRow:
         return self.given == self.expected
 
 
-def run_demo(assistant: Assistant, index: int) -> tuple[scenes.Scene, list[DemoRow]]:
-    """Ask about a scene of the demo split, whose layouts no training scene has.
+def run_demo(assistant: Assistant, index: int) -> tuple[Scene, list[DemoRow]]:
+    """Ask about a scene of the demo split, whose content no training scene has.
 
     Args:
         assistant: a loaded checkpoint.
@@ -47,17 +50,13 @@ def run_demo(assistant: Assistant, index: int) -> tuple[scenes.Scene, list[DemoR
     Returns:
         The scene, and three questions of different kinds and the caption with their answers.
     """
-    scene = scenes.make_scene("demo", index)
-    picture = scenes.render(scene, 256)
+    scene = make_scene("demo", index)
+    picture = render_scene(scene, PICTURE_SIDE)
     rng = random.Random(index)
-    short = [kind for kind in scenes.TARGET_KINDS if kind != "caption"]
-    possible = [question for kind in short if (question := scenes.ask(scene, kind, rng)) is not None]
-    asked = rng.sample(possible, DEMO_QUESTIONS)
-    caption = scenes.ask(scene, "caption", rng)
-    if caption is not None:
-        asked.append(caption)
+    possible = [question for kind in DEMO_KINDS if (question := ASKERS[kind](scene, rng)) is not None]
+    asked = [*rng.sample(possible, DEMO_QUESTIONS), ASKERS["caption"](scene, rng)]
     rows = []
-    for question in asked:
+    for question in filter(None, asked):
         answer = ask(assistant, picture, question.text)
         rows.append(DemoRow(question.text, question.answer, answer.text, answer.tokens_per_forward))
     return scene, rows

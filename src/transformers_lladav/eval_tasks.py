@@ -26,7 +26,7 @@ from .records import DEFAULT_QUESTION, ROLES, read_record
 
 SUITE = "suite"
 SUITE_SPLITS = ("test", "unseen_pairs", "more_objects", "unseen_fonts")  # what `suite` alone stands for
-QUESTIONS_PER_KIND = 100  # of a split, if nothing limits it
+QUESTIONS_PER_KIND = 160  # of a split, if nothing limits it
 LETTER_REQUEST = "Answer with the letter of the right choice."
 
 
@@ -121,7 +121,7 @@ def open_tasks(
 
     Args:
         names: `suite`, `suite:SPLIT`, `suite:SPLIT/KIND,KIND`, or paths of files or folders of records.
-        limit: questions of each task at most; without it all records, and 100 per kind of a split.
+        limit: questions of each task at most; without it all records, and 160 per kind of a split.
         metric: replaces every question's own.
         options: how records are read.
 

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import types
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .recipes import Recipe, TinyRecipe
-
-AnyRecipe = TypeVar("AnyRecipe", Recipe, TinyRecipe)
+from .recipes import Recipe
 
 
-def read_recipe(text: str, start: AnyRecipe) -> AnyRecipe:
+def read_recipe(text: str, start: Recipe) -> Recipe:
     """Read a recipe, or some fields of one, from JSON.
 
     Args:
@@ -32,7 +30,7 @@ def read_recipe(text: str, start: AnyRecipe) -> AnyRecipe:
     return _changed(start, fields, "")
 
 
-def change_recipe(recipe: AnyRecipe, changes: list[str]) -> AnyRecipe:
+def change_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
     """Apply `field=value` texts from a command line.
 
     Args:

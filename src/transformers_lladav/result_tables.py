@@ -5,12 +5,20 @@ from typing import Any
 KIND_NAMES = {
     "colour": "colour (“What colour is the star?”)",
     "shape": "shape (“Which shape is red?”)",
-    "what_is_at": "what is at (“What is at the top left?”)",
-    "where_is": "where is (“Where is the red star?”)",
-    "count": "count (“How many shapes are there?”)",
+    "position": "position (“Where is the red star?”, “What is at the top left?”)",
+    "relation": "relation (“Is the red star left of the blue ring?”, “What is directly above the red star?”)",
     "existence": "existence (“Is there a red star?”)",
+    "count": "count (“How many red shapes are there?”)",
+    "comparison": "comparison (“Are there more stars or more rings?”)",
     "caption": "whole caption, every word (“Describe the picture.”)",
+    "dialogue": "second question of a dialogue (“And which shape is it?”)",
+    "ocr": "words and numbers, up to 6 characters (“What does the sign say?”)",
+    "chart": "bar charts: value, extreme, difference (“Which bar is the highest?”)",
+    "change": "two pictures (“What changed?”)",
+    "reasoned": "counting after a listing, with /think",
+    "all": "**all**",
 }
+SUITE_TASKS = ("suite:test", "suite:unseen_pairs", "suite:more_objects", "suite:unseen_fonts")
 
 
 def parity_table(document: dict[str, Any]) -> str:
@@ -34,49 +42,65 @@ def parity_table(document: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def is_of_suite(document: dict[str, Any]) -> bool:
+    """Whether a result has what `evaluation_table` shows.
+
+    Args:
+        document: any result.
+    """
+    tasks = document.get("tasks")
+    return isinstance(tasks, list) and {"suite:test", "suite:unseen_pairs"} <= {
+        task.get("task") for task in tasks if isinstance(task, dict)
+    }
+
+
 def evaluation_table(document: dict[str, Any]) -> str:
     """Exact match by kind of question.
 
     Args:
-        document: written by `lladav eval --output`.
+        document: the result.json of `lladav eval` on the suite.
 
     Returns:
-        A Markdown table of the test split beside the blind baseline and the unseen pairs.
+        A Markdown table of the test split beside the blind baseline, if there is one, and the generalisation splits.
     """
-    test, unseen = document["splits"]["test"], document["splits"]["unseen_pairs"]
+    tasks = {task["task"]: {row["kind"]: row for row in task["kinds"]} for task in document["tasks"]}
+    test, *others = (tasks.get(name, {}) for name in SUITE_TASKS)
     rows = [
-        "| question | exact match (95 % interval) | wrong picture | unseen colour-shape pairs | tokens per forward |",
-        "|---|---:|---:|---:|---:|",
+        "| question | exact match (95 % interval) | wrong picture | unseen pairs | six and seven objects "
+        "| unseen typeface | tokens per forward |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for score, other in zip(test, unseen, strict=True):
-        low, high = score["interval"]
+    for kind, row in test.items():
+        low, high = row["interval"]
+        blind = "" if row["blind_score"] is None else f"{row['blind_score']:.1%}"
+        shares = [f"{other[kind]['score']:.1%}" if kind in other else "" for other in others]
         rows.append(
-            f"| {KIND_NAMES[score['kind']]} | {score['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
-            f"| {score['blind_correct'] / score['questions']:.1%} | {other['accuracy']:.1%} "
-            f"| {score['tokens_per_forward']:.2f} |"
+            f"| {KIND_NAMES[kind]} | {row['score']:.1%} ({low:.1%} to {high:.1%}) | {blind} "
+            f"| {' | '.join(shares)} | {row['tokens_per_forward']:.2f} |"
         )
-    questions = sum(score["questions"] for score in test)
-    extra = sum(score["questions"] for score in unseen)
-    rows.append(f"\n{questions} questions on unseen scenes and {extra} with unseen pairs; `{document['command']}`.")
+    asked = ", ".join(f"{task['questions']:,} of {task['task'].removeprefix('suite:')}" for task in document["tasks"])
+    rows.append(f"\nQuestions: {asked}. `{document['command']}`.")
     return "\n".join(rows)
 
 
-def training_table(records: list[dict[str, Any]]) -> str:
-    """Validation accuracy over the training run.
+def stages_table(document: dict[str, Any]) -> str:
+    """What the stages of the small model cost.
 
     Args:
-        records: the log of `lladav train tiny`.
+        document: the stages.json of `lladav train tiny`.
 
     Returns:
-        A Markdown table, a row for each thousand steps, and the total time.
+        A Markdown table, a row for each stage, and the total time.
     """
-    evaluated = [record for record in records if "validation" in record]
-    kinds = list(evaluated[0]["validation"])
-    rows = ["| step | " + " | ".join(kinds) + " |", "|---:|" + "---:|" * len(kinds)]
-    for record in evaluated:
-        shares = [f"{seen:.0%}" for seen, _ in record["validation"].values()]
-        rows.append(f"| {record['step']:,} | " + " | ".join(shares) + " |")
-    rows.append(f"\n{evaluated[-1]['seconds'] / 60:.0f} minutes on one CPU thread, evaluations left out.")
+    rows = ["| stage | | steps | samples | minutes | CPU minutes |", "|---|---|---:|---:|---:|---:|"]
+    stages = document["stages"]
+    for stage in stages:
+        rows.append(
+            f"| {stage['name']} | {stage['description']} | {stage['steps']:,} | {stage['samples']:,} "
+            f"| {stage['seconds'] / 60:.0f} | {stage['cpu_seconds'] / 60:.0f} |"
+        )
+    minutes, cpu_minutes = (sum(stage[name] for stage in stages) / 60 for name in ("seconds", "cpu_seconds"))
+    rows.append(f"\n{minutes:.0f} minutes in all, {cpu_minutes:.0f} of CPU time; `{document['command']}`.")
     return "\n".join(rows)
 
 
@@ -235,7 +259,7 @@ def finetuning_table(document: dict[str, Any]) -> str:
         row("**pictograms**, new pictures", "test"),
         *(row(PICTOGRAM_KINDS[kind], "test", kind) for kind in before["test"]["kinds"]),
         row("**pictograms**, pairs never shown together", "unseen_pairs"),
-        row("**scenes**, the old world", "scenes"),
+        row("**the suite**, the old world", "suite"),
     ]
     runs = "; ".join(
         f"{name}: {sum(arm['samples'].values()):,} samples, {arm['steps']:,} steps, {arm['seconds'] / 60:.0f} minutes "
