@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from twin_figures import draw_twins, masks_table, twins_table
 
 from transformers_lladav.result_tables import (
     RULE_NAMES,
@@ -137,6 +138,7 @@ PLOTS: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     "decoding": draw_decoding,
     "finetuning": draw_finetuning,
     "stages": draw_stages,
+    "twins": draw_twins,
 }
 
 
@@ -190,6 +192,8 @@ TABLES = {
     "conversion": ("conversion", conversion_table),
     "memory": ("training_memory", memory_table),
     "finetuning": ("finetuning", finetuning_table),
+    "twins": ("twins", twins_table),
+    "masks": ("twins", masks_table),
 }
 
 

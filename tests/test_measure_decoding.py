@@ -1,28 +1,17 @@
 """The measurement behind the README's decoding figures: its yardsticks, and that it runs."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
+import measure_decoding as measure
 import pytest
+import render_readme as render
 
 from transformers_lladav import asking
 from transformers_lladav.shape_scenes import MAX_OBJECTS, PLACES, make_scene
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-measure, render = load("measure_decoding"), load("render_readme")
 
 
 @pytest.fixture(scope="module")

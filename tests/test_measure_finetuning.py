@@ -1,13 +1,14 @@
 """The measurement behind the README's fine-tuning figures: its pictures, its yardsticks, and that it runs."""
 
 import csv
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 
+import measure_finetuning as measure
+import pictograms
 import pytest
+import render_readme as render
 import torch
 from PIL import Image
 
@@ -20,16 +21,6 @@ from transformers_lladav.trainable import prepare_trainable
 FOLDER = Path(__file__).parent.parent / "model_cards"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-pictograms = load("pictograms")
-measure, render = load("measure_finetuning"), load("render_readme")
 needs_font = pytest.mark.skipif(
     not pictograms.FONT.is_file(), reason=f"{pictograms.FONT} is not there (Debian: fonts-noto-color-emoji)"
 )

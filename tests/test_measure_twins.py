@@ -1,14 +1,14 @@
 """The measurement behind the comparison with an autoregressive twin: its plan and samples, and that it goes on."""
 
-import importlib.util
 import json
-import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
 
+import measure_twins as measure
 import pytest
 import torch
+import twin_figures
+from PIL import Image
 
 from transformers_lladav import suite
 from transformers_lladav.noise import runs
@@ -16,19 +16,7 @@ from transformers_lladav.publishing import save_checkpoint
 from transformers_lladav.tiny_model import TinySizes, build_model, build_processor
 from transformers_lladav.twins import Lesson, fit
 
-FOLDER = Path(__file__).parent.parent / "model_cards"
 SMALL = TinySizes(patch_size=32, vision_hidden=16, vision_layers=1, text_hidden=16, text_layers=1)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-measure = load("measure_twins")
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +250,53 @@ def test_a_folder_of_other_settings_or_another_tower_is_refused(tower, tmp_path)
         measure.check_folder(folder, measure.Settings(), other, 4)
     with pytest.raises(ValueError, match=r"other settings \(largest=8 and not 4\)"):
         measure.check_folder(folder, measure.Settings(), tower, 8)
+
+
+# Tables and plot
+
+
+def made_up():
+    """A document whose runs get 10 of 20 right with the first seed, 12 with the second, and half as many in turns."""
+
+    def answered(correct, passes, modes):
+        counts = {"questions": 20, "correct": correct, "passes": passes, "kinds": {}}
+        return dict.fromkeys(modes, counts)
+
+    arms = []
+    for arm in measure.plan([125, 500], 2):
+        correct, modes = 10 + 2 * arm.seed + (arm.samples == 500), measure.MODES[arm.twin]
+        found = {"test": answered(correct, 60 if arm.twin == "diffusion" else 80, modes)}
+        found["dialogues"] = answered(correct // 2, 60, modes)
+        arms.append({**asdict(arm), "cpu_seconds": {"training": 700, "answering": 20}, "answered": found})
+    return {
+        "command": "python measure", "settings": asdict(measure.Settings()), "language_model_parameters": 1234,
+        "bases": {twin: {"cpu_seconds": 0} for twin in measure.TWINS}, "arms": arms,
+    }  # fmt: skip
+
+
+def test_the_table_has_means_and_spreads_of_runs_and_passes_per_answer():
+    head, _, small, large, _, note = twin_figures.twins_table(made_up()).splitlines()
+    # 50 % and 60 % spread by 100 * sqrt(2) / 20 points; 60 and 80 passes are for 20 questions.
+    assert small == f"| 125 | {'55.0% ± 7.1 | 3.00 | ' * 2}55.0% ± 7.1 | 4.00 |"
+    assert large == small.replace("| 125 |", "| 500 |").replace("55.0%", "60.0%")
+    assert head.count("|") == small.count("|")
+    assert "2.0 CPU hours" in note  # ten runs of 720 seconds
+    assert "mean and standard deviation of 2 runs" in note
+    single = made_up()
+    single["arms"] = [arm for arm in single["arms"] if arm["seed"] == 0]
+    assert "50.0% ± 0.0" in twin_figures.twins_table(single)
+
+
+def test_the_table_of_masks_is_of_the_largest_runs():
+    rows = twin_figures.masks_table(made_up()).splitlines()[2:4]
+    assert rows == [
+        "| bidirectional | 60.0% ± 7.1 | 27.5% ± 3.5 |",
+        "| no turn sees a later one | 60.0% ± 7.1 | 27.5% ± 3.5 |",
+    ]
+
+
+def test_the_plot_is_drawn_and_marked(tmp_path):
+    twin_figures.draw_twins(made_up(), tmp_path / "twins.png", "mark")
+    with Image.open(tmp_path / "twins.png") as plot:
+        assert plot.info["Description"] == "mark"
+        assert plot.size == (1440, 630)
