@@ -44,9 +44,9 @@ FOLDER = Path(__file__).resolve().parent
 RESULT = FOLDER / "results" / "finetuning.json"
 SHEET = FOLDER / "assets" / "pictograms.png"
 WEIGHTS = Path(BUNDLED_CHECKPOINT) / "model.safetensors"
-# Linear layers of the language model and, other than in the recipe, of the tower, which has seen plain shapes only.
+# Linear layers of the language model and, other than in the recipe, of the tower, which has seen the suite only.
 TARGETS = r".*(language_model|vision_tower)\..*\.(\w+_proj|fc\d)"
-# What differs from the recipe "lora". A model of a million parameters wants higher rates than one of eight billions,
+# What differs from the recipe "lora". A model of two million parameters wants higher rates than one of eight billions,
 # and its head has never been asked for most of its tokens. The canvas is that of the checkpoint's own settings.
 SETTINGS = (
     'trains=["projector","head"]',

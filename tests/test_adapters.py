@@ -275,8 +275,8 @@ def test_a_base_is_described_by_its_sizes(folder):
     assert (written["model_type"], written["name_or_path"]) == ("lladav", str(BUNDLED_CHECKPOINT))
     assert written["quantization"] is None
     expected = {
-        "text_config.hidden_size": 96, "text_config.num_hidden_layers": 3, "text_config.num_attention_heads": 4,
-        "vision_config.hidden_size": 96, "vision_config.image_size": 64, "vision_config.patch_size": 16,
+        "text_config.hidden_size": 128, "text_config.num_hidden_layers": 4, "text_config.num_attention_heads": 4,
+        "vision_config.hidden_size": 128, "vision_config.image_size": 96, "vision_config.patch_size": 16,
     }  # fmt: skip
     assert written["sizes"].items() >= expected.items()
     parts = {"vision_tower", "projector", "newline", "language_model", LAYERS, "head"}
@@ -422,7 +422,7 @@ def test_target_modules_that_hit_nothing_are_named(own):
 def test_weights_of_the_model_itself_are_no_adapter(own):
     tensors = load_file(own / WEIGHTS)
     name = "base_model.model.model.language_model.norm.weight"
-    save_file({**tensors, name: torch.zeros(96)}, own / WEIGHTS)
+    save_file({**tensors, name: torch.zeros(128)}, own / WEIGHTS)
     (problem,) = refused(own, load_base())
     assert problem == "1 of the adapter's 47 tensors have no place in the base: model.language_model.norm.weight"
 

@@ -273,13 +273,13 @@ def test_tensor_parallel_inference_gives_the_same(inferred, name):
     assert torch.equal(two[f"{name}/answer"], one[f"{name}/answer"])
 
 
-@pytest.mark.parametrize(("name", "key_rows"), [("bundled", 96), ("grouped", 48)])
+@pytest.mark.parametrize(("name", "key_rows"), [("bundled", 128), ("grouped", 64)])
 def test_each_process_holds_half_of_the_heads(inferred, name, key_rows):
-    """Four heads of 24; keys have as many, or two."""
+    """Four heads of 32; keys have as many, or two."""
     for found, processes in zip(inferred, (1, PROCESSES), strict=True):
         shapes = {part: found[f"{name}/{part}"].tolist() for part in ("q_proj", "k_proj", "o_proj")}
         assert shapes == {
-            "q_proj": [96 // processes, 96],
-            "k_proj": [key_rows // processes, 96],
-            "o_proj": [96, 96 // processes],
+            "q_proj": [128 // processes, 128],
+            "k_proj": [key_rows // processes, 128],
+            "o_proj": [128, 128 // processes],
         }

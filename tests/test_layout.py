@@ -211,7 +211,7 @@ MAY_IMPORT = {
     "lengths": {"data", "media", "bare_prompts", "prompt_view", "record_files", "samples"},
     "bare_prompts": {"chat_text_lladav", "diffusion_lladav"},
     "rows": {"diffusion_lladav"},
-    "collation": {"bare_prompts", "chat_text_lladav", "diffusion_lladav", "labels", "media", "noise"}
+    "collation": {"bare_prompts", "diffusion_lladav", "labels", "media", "noise"}
     | {"packing", "recipes", "rows", "samples"},
     "batches": {"noise", "samples"},
     "streams": {"data", "media", "noise", "record_files", "records", "samples"},

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from .bare_prompts import PROMPTS, Prompt, bare_chat, bare_turns, label_bare, template_options
-from .chat_text_lladav import prepare_tokenizer
 from .diffusion_lladav import IGNORE_INDEX, NoisedBatch, hide_tokens
 from .labels import PromptIds, conversation_ids, label_tokens, message_spans, text_start
 from .media import load_videos
@@ -237,13 +236,8 @@ class Collator:
         """What is to be learned of a prompt, and the chat that it was made of."""
         if self.prompt == "chat":
             return label_tokens(input_ids, self.ids, self.answers_only)
-        return label_bare(input_ids, chat, self.processor.tokenizer, self._control, self.ids.placeholders)
-
-    @cached_property
-    def _control(self) -> tuple[str, ...]:
-        """The control tokens, which are text where somebody typed them."""
-        placeholders = (self.processor.image_token, self.processor.video_token)
-        return prepare_tokenizer(self.processor.tokenizer, placeholders, (self.processor.mask_token,))
+        control = self.processor.control_tokens()
+        return label_bare(input_ids, chat, self.processor.tokenizer, control, self.ids.placeholders)
 
     def _model_inputs(self, messages: list[dict[str, Any]]) -> Any:
         """What the processor makes of a chat."""

@@ -66,7 +66,7 @@ class LladaVProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = build_chat_template()
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self._control_tokens()
+        self.control_tokens()
         token_id = tokenizer.backend_tokenizer.token_to_id
         self.image_token_id, self.video_token_id = token_id(image_token), token_id(video_token)
         self.mask_token_id = token_id(mask_token)
@@ -163,7 +163,7 @@ class LladaVProcessor(ProcessorMixin):
         if continue_final_message is True:
             check_continuable(conversation)
         if sanitize_control_tokens:
-            tokens = self._control_tokens()
+            tokens = self.control_tokens()
             conversation = self._as_text(conversation, tokens, tokenize, {**kwargs, **call})
             tools, documents = escape_all(tools, tokens), escape_all(documents, tokens)
         if tokenize and not kwargs.get("return_assistant_tokens_mask"):  # older transformers count characters
@@ -187,8 +187,12 @@ class LladaVProcessor(ProcessorMixin):
             **kwargs,
         )
 
-    def _control_tokens(self) -> tuple[str, ...]:
-        """All control tokens; a tokenizer that was changed since, or another one, is prepared again."""
+    def control_tokens(self) -> tuple[str, ...]:
+        """All control tokens, which are text where somebody types them.
+
+        Returns:
+            Their texts. A tokenizer that was changed since, or another one, is prepared again.
+        """
         return prepare_tokenizer(self.tokenizer, (self.image_token, self.video_token), (self.mask_token,))
 
     def _as_text(self, conversation: Any, tokens: tuple[str, ...], tokenize: bool, given: dict[str, Any]) -> Any:
@@ -214,7 +218,7 @@ class LladaVProcessor(ProcessorMixin):
         Raises:
             ValueError: if a hole has no length from 1 on, or the tokenizer has no mask token.
         """
-        pieces, tokens = split_holes(text), self._control_tokens()
+        pieces, tokens = split_holes(text), self.control_tokens()
         if len(pieces) > 1 and self.mask_token_id is None:
             raise ValueError(
                 f"the tokenizer has no mask token {self.mask_token!r} for holes; give the processor its mask_token="
@@ -259,7 +263,7 @@ class LladaVProcessor(ProcessorMixin):
         texts = [self.expand_holes(text_with_holes(chat, index)) for index, chat in enumerate(chats)]
         if kwargs.pop("sanitize_control_tokens", True):
             given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
-            chats = self._as_text(chats, self._control_tokens(), kwargs["tokenize"], given)
+            chats = self._as_text(chats, self.control_tokens(), kwargs["tokenize"], given)
         chats = [[*c[:-1], {**c[-1], "content": text}] for c, text in zip(chats, texts, strict=True)]
         return self.apply_chat_template(chats if batched else chats[0], sanitize_control_tokens=False, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .bare_prompts import Prompt, bare_chat, label_bare, template_options
-from .chat_text_lladav import escape_chat, prepare_tokenizer, set_apart
+from .chat_text_lladav import escape_chat, set_apart
 from .diffusion_lladav import IGNORE_INDEX
 from .image_processing_lladav import count_image_tokens
 from .labels import PromptIds, label_tokens
@@ -107,8 +107,7 @@ class PromptViewer:
         self.processor, self.image_separator, self.prompt = processor, image_separator, prompt
         self.answers_only = answers_only
         self._structure = PromptIds.from_processor(processor)
-        placeholders = (processor.image_token, processor.video_token)
-        self._control = prepare_tokenizer(processor.tokenizer, placeholders, (processor.mask_token,))
+        self._control = processor.control_tokens()
 
     def view(self, messages: Sequence[Mapping[str, Any]], sizes: Sequence[Size]) -> PromptView:
         """See a chat as the model does.
