@@ -89,17 +89,17 @@ def relations(scene: Scene, rng: random.Random) -> str:
         rng: chooses what is told.
 
     Returns:
-        Such as "red star centre left blue ring", a fact and what is left of it: six words for each of five relations
-        at most, those to neighbours first. The facts where a lone object has none.
+        Such as "red star left blue ring centre", a fact after what is left of it: six words for each of five
+        relations at most, those of neighbours first. The facts where a lone object has none.
     """
     found = []
     for item in scene.objects:
         for other in scene.objects:
-            row, column = other.row - item.row, other.column - item.column
+            row, column = item.row - other.row, item.column - other.column
             holding = [name for name, (down, right) in DIRECTIONS.items() if row * down + column * right > 0]
             if holding:
                 name = rng.choice(holding).removesuffix(" of")
-                told = f"{' '.join(item.pair)} {item.place} {name} {' '.join(other.pair)}"
+                told = f"{' '.join(item.pair)} {name} {' '.join(other.pair)} {other.place}"
                 found.append((abs(row) + abs(column) > 1, rng.random(), told))
     return " ".join(told for *_, told in sorted(found)[:RELATIONS_TOLD]) or facts(scene, rng)
 

@@ -3,9 +3,10 @@
     tower      the vision tower learns to see, in place of SigLIP2's own training
     stage1     the language model learns to look things up in what the tower sees
     stage1b    the same when it is asked, in completions: questions and answers without a chat around them
-    stage1c    all kinds of question about one picture, in completions
-    stage1d    the same, with more of what takes longer: signs, charts, answers that say everything
-    stage1e    the same, with more of what takes two looks: relations, counts, comparisons
+    stage1c    looking up what stands next to something, from texts again
+    stage1d    all kinds of question about one picture, in completions
+    stage1e    the same, with more of what takes longer: signs, charts, answers that say everything
+    stage1f    the same, with more of what takes two looks: relations, counts, comparisons
     stage2     the same in chats, the tower included
     stage2b    questions about two pictures as well
     stage3     answers with and without reasoning, told apart by /think and /no_think; the paper's 3a and 3b at once
@@ -14,9 +15,10 @@ arXiv:2505.16933, section 3.2. There, stage 1 trains the projector alone, since 
 what stands in its context. Ours is new to everything: with the projector it trains the language model, to look up one
 thing about a shape by the others. First nothing but that, and in one form: a model that has not learned it so learns
 which answers are frequent, in this stage and all that follow, and does not look. Then the four simplest kinds of
-question, many about each picture and close to their answers, then all kinds, and then the chat around them; with the
-first form all along, which is forgotten otherwise. As long as several questions are asked at once, none sees a later
-one: each then looks like the last one, which is what `generate` answers.
+question, many about each picture and close to their answers, then relations, as lookups from texts, then all kinds of
+question, and then the chat around them; with the texts all along, which are forgotten otherwise. As long as several
+questions are asked at once, none sees a later one: each then looks like the last one, which is what `generate`
+answers.
 
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
 """
@@ -69,6 +71,7 @@ _BARE: dict[str, Any] = {
     "trains": tuple(part for part in PARTS if part != "vision_tower"), "vision_learning_rate": None,
     "answers_only": False, "answer_canvas": None, "canvas_turns": "last",
 }  # fmt: skip
+_TEXTS: dict[str, Any] = {**_BARE, "prompt": "plain", "block_noise": None, "holes": 0.0, "sparse_noise": 3}
 _COMPLETIONS: dict[str, Any] = {**_BARE, "prompt": "completion", "conversation_mask": True}
 
 
@@ -115,8 +118,7 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1", "The language model learns to look things up in what the tower sees.", 1500, **_BARE,
-            prompt="plain", block_noise=None, holes=0.0, sparse_noise=3,
+            "stage1", "The language model learns to look things up in what the tower sees.", 1500, **_TEXTS,
         ),
         families={"scene": 1.0},
         first=400_000_000,
@@ -134,30 +136,38 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1c", "All kinds of question about one picture.", 2500, **_COMPLETIONS,
+            "stage1c", "Looking up what stands next to something.", 2000, **_TEXTS,
+        ),
+        families={"scene": 1.0},
+        first=1_100_000_000,
+        texts={"facts": 0.2, "relations": 0.8},
+    ),
+    TinyStage(
+        _stage(
+            "stage1d", "All kinds of question about one picture.", 2500, **_COMPLETIONS,
         ),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
         turns=10,
         first=600_000_000,
-        texts={"facts": 0.1, "relations": 0.2},
+        texts={"facts": 0.05, "relations": 0.15},
     ),
     TinyStage(
         _stage(
-            "stage1d", "More of what takes longer: signs, charts, long answers.", 4000, **_COMPLETIONS,
+            "stage1e", "More of what takes longer: signs, charts, long answers.", 3000, **_COMPLETIONS,
         ),
         families={"scene": 5.0, "sign": 2.5, "chart": 2.5},
         turns=10,
         first=300_000_000,
-        texts={"facts": 0.05, "relations": 0.15, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.1, "whole": 0.15},
     ),
     TinyStage(
         _stage(
-            "stage1e", "More of what takes two looks: relations, counts, comparisons.", 5000, **_COMPLETIONS,
+            "stage1f", "More of what takes two looks: relations, counts, comparisons.", 4500, **_COMPLETIONS,
         ),
         families={"scene": 7.0, "sign": 1.5, "chart": 1.5},
         turns=12,
         first=900_000_000,
-        texts={"facts": 0.05, "relations": 0.15, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.1, "whole": 0.15},
         kinds={
             "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 3.0,
             "comparison": 3.0, "dialogue": 2.0,
