@@ -24,7 +24,7 @@ def test_python_blocks_run_and_answer(code):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     # Each block prints an answer about the picture of the scene, which has words of that world in it.
-    assert re.search(r"one|two|three|red|green|blue|yellow|purple|orange", run.stdout), run.stdout
+    assert re.search(r"one|two|three|red|green|blue|yellow|purple|orange|pink|brown", run.stdout), run.stdout
 
 
 def test_tables_are_rendered_from_the_result_files():

@@ -167,7 +167,7 @@ STAGES: tuple[TinyStage, ...] = (
         families={"scene": 7.0, "sign": 1.5, "chart": 1.5},
         turns=12,
         first=900_000_000,
-        texts={"facts": 0.05, "relations": 0.1, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.2, "whole": 0.15},
         kinds={
             "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 3.0,
             "comparison": 3.0, "dialogue": 2.0,
