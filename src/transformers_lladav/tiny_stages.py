@@ -174,18 +174,18 @@ STAGES: tuple[TinyStage, ...] = (
         },
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture, in chats.", 1500, conversation_mask=True),
+        _stage("stage2", "Questions about one picture, in chats.", 1000, conversation_mask=True),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
         texts={"facts": 0.05, "relations": 0.05, "whole": 0.1},
     ),
     TinyStage(
-        _stage("stage2b", "Questions about one and two pictures.", 2000, learning_rate=5e-4, schedule="cosine"),
+        _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
         texts={"facts": 0.05, "relations": 0.05, "whole": 0.05},
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, schedule="cosine"),
+        _stage("stage3", "Answers with and without reasoning.", 1200, learning_rate=4e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
         reasoned=0.4,
