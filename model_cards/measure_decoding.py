@@ -43,11 +43,11 @@ from transformers_lladav.suite import PICTURE_SIDE
 RESULT = Path(__file__).resolve().parent / "results" / "decoding.json"
 CANVAS = 48
 BLOCKS = (8, 48)
-STEPS = (48, 24, 12, 6, 2, 1)
+STEPS = (48, 24, 12, 6, 1)
 SWEEPS: dict[str, tuple[float, ...]] = {
-    "threshold": (0.5, 0.7, 0.9, 0.95, 0.99),
-    "factor": (0.3, 1.0, 3.0),
-    "entropy_bound": (0.01, 0.1, 0.3),
+    "threshold": (0.5, 0.7, 0.9, 0.99),
+    "factor": (0.3, 1.0),
+    "entropy_bound": (0.03, 0.3),
 }
 OBJECT = rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) at the ({'|'.join(sorted(PLACES, key=len, reverse=True))})"
 LONG_CANVAS = 96
@@ -285,9 +285,9 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--questions", type=int, default=390, help="questions per split and arm (default: %(default)s)"
+        "--questions", type=int, default=260, help="questions per split and arm (default: %(default)s)"
     )
-    parser.add_argument("--samples", type=int, default=200, help="captions in the other parts (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=100, help="captions in the other parts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULT, help="result file (default: %(default)s)")
     options = parser.parse_args()
     assistant, console = asking.load(device="cpu"), Console(stderr=True)

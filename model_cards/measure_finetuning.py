@@ -213,7 +213,7 @@ def measure(assistant: asking.Assistant, questions: int) -> dict[str, Any]:
         measured[split] = exact_match(asked, answers(assistant, asked))
     tasks = open_tasks(["suite:test"], limit=questions)
     rows = measure_tasks(assistant.model, assistant.processor, tasks, Asking(batch_size=BATCH))
-    return {**measured, "suite": total(rows)}
+    return {**measured, "scenes": total(rows)}
 
 
 def file_fingerprint(path: Path) -> str:

@@ -48,9 +48,10 @@ def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
         ("test", "exact_match", "questions", "questions answered exactly"),
         ("blended", "well_formed", "samples", "ambiguous captions well formed"),
     )
+    short, long = sorted({arm["settings"]["block_length"] for arm in document["arms"]})
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     for axes, (part, measure, count, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for (name, label), block in product(RULE_NAMES.items(), (8, 32)):
+        for (name, label), block in product(RULE_NAMES.items(), (short, long)):
             arms = [arm for arm in document["arms"] if rule_of(arm["settings"])[0] == name]
             arms = [arm[part] for arm in arms if arm["settings"]["block_length"] == block]
             points = sorted((arm["tokens_per_forward"], arm[measure], arm[count]) for arm in arms)
@@ -59,17 +60,17 @@ def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
                 [100 * share for _, share, _ in points],
                 [196 * math.sqrt(share * (1 - share) / asked) for _, share, asked in points],
                 color=f"C{list(RULE_NAMES).index(name)}",
-                linestyle="-" if block == 8 else ":",
+                linestyle="-" if block == short else ":",
                 linewidth=1.4,
-                marker="o" if block == 8 else "s",
+                marker="o" if block == short else "s",
                 markersize=4,
                 elinewidth=0.7,
-                label=label if block == 8 else None,
+                label=label if block == short else None,
             )
         axes.set(title=title, xlabel="tokens per forward pass", ylabel="%", ylim=(0, 102))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, loc="lower right", title="blocks of 8 (dotted: 32)")
+    figure.axes[0].legend(frameon=False, loc="lower right", title=f"blocks of {short} (dotted: {long})")
     figure.savefig(path, dpi=150, metadata={"Description": mark})
 
 

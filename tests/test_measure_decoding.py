@@ -80,7 +80,7 @@ def test_a_small_run_gives_what_the_tables_need(assistant, monkeypatch, tmp_path
         {"max_new_tokens": 48, "block_length": 8, "max_denoising_steps": 6},
         {"max_new_tokens": 48, "block_length": 8, "threshold": 0.9},
         {"max_new_tokens": 48, "block_length": 8, "factor": 1.0},
-        {"max_new_tokens": 48, "block_length": 8, "entropy_bound": 0.1},
+        {"max_new_tokens": 48, "block_length": 48, "entropy_bound": 0.1},
     ])  # fmt: skip
     monkeypatch.setattr(measure, "LONG_CANVAS", 16)
     output = tmp_path / "decoding.json"

@@ -152,7 +152,8 @@ def decoding_table(document: dict[str, Any]) -> str:
     first = document["arms"][0]
     rows.append(
         f"\n{first['test']['questions']} questions per split and {first['blended']['samples']} ambiguous pictures; "
-        "tokens per forward on questions / on ambiguous pictures; canvas of 32 tokens; "
+        "tokens per forward on questions / on ambiguous pictures; "
+        f"canvas of {first['settings']['max_new_tokens']} tokens; "
         f"`{document['command']}`."
     )
     return "\n".join(rows)
@@ -259,7 +260,7 @@ def finetuning_table(document: dict[str, Any]) -> str:
         row("**pictograms**, new pictures", "test"),
         *(row(PICTOGRAM_KINDS[kind], "test", kind) for kind in before["test"]["kinds"]),
         row("**pictograms**, pairs never shown together", "unseen_pairs"),
-        row("**the suite**, the old world", "suite"),
+        row("**scenes**, the old world", "scenes"),
     ]
     runs = "; ".join(
         f"{name}: {sum(arm['samples'].values()):,} samples, {arm['steps']:,} steps, {arm['seconds'] / 60:.0f} minutes "
