@@ -390,7 +390,7 @@ def test_other_sizes_are_named(folder):
     problems = refused(folder, base_with(intermediate_size=200))
     assert problems[0] == "text_config.intermediate_size is 384 in the adapter, 200 in the base"
     # Of each layer: what goes into gate and up is as wide as before, what comes out is not; down the other way round.
-    assert problems[1].startswith("9 of the adapter's 46 tensors have another shape: ")
+    assert problems[1].startswith("12 of the adapter's 60 tensors have another shape: ")
     assert (
         "model.language_model.layers.0.mlp.down_proj.lora_A.weight is [16, 384], the base needs [16, 200]"
         in (problems[1])
@@ -403,9 +403,9 @@ def test_other_sizes_are_named(folder):
 def test_layers_that_are_not_there_are_named(own):
     (own / BASE_FILE).unlink()
     (problem,) = refused(own, base_with(num_hidden_layers=2))
-    # Seven matrices of the third layer, with A and B.
+    # Seven matrices of the third and the fourth layer, with A and B.
     assert problem.startswith(
-        "14 of the adapter's 46 tensors have no place in the base: model.language_model.layers.2."
+        "28 of the adapter's 60 tensors have no place in the base: model.language_model.layers.2."
     )
     (problem,) = refused(own, base_with(num_hidden_layers=4))
     assert problem.startswith("14 of 60 tensors that the base has a place for are not in the adapter: ")
@@ -424,7 +424,7 @@ def test_weights_of_the_model_itself_are_no_adapter(own):
     name = "base_model.model.model.language_model.norm.weight"
     save_file({**tensors, name: torch.zeros(128)}, own / WEIGHTS)
     (problem,) = refused(own, load_base())
-    assert problem == "1 of the adapter's 47 tensors have no place in the base: model.language_model.norm.weight"
+    assert problem == "1 of the adapter's 61 tensors have no place in the base: model.language_model.norm.weight"
 
 
 def test_another_model_type_is_named(own, tmp_path):

@@ -61,8 +61,8 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(chat, files):
     before = list(chat.messages)
     with pytest.raises(ValueError, match="the question is empty"):
         chat.send("  ")
-    with pytest.raises(ValueError, match="but the model has 512 positions"):
-        chat.send("shape " * 600)
+    with pytest.raises(ValueError, match="but the model has 1024 positions"):
+        chat.send("shape " * 1200)
     assert chat.messages == before
     assert [source for source, _ in chat.waiting] == [files[1]]
 

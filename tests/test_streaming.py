@@ -370,7 +370,8 @@ def test_the_last_drafts_are_the_answers(assistant, inputs, one):
         assert [draft.text for draft in drafts[-1]] == answers(assistant, output)
         assert all(draft.done for draft in drafts[-1])
         assert len(drafts) == int(output.denoising_steps.max()) + 1
-        assert {draft.text.count("░░") for draft in drafts[0]} == {7}  # of a block of 8
+        # Of a block of 8, one is written; if that is the end, what stands behind it is not shown.
+        assert all(1 <= draft.text.count("░░") <= 7 for draft in drafts[0])
 
 
 def test_generate_streams_from_a_thread(assistant, inputs):
