@@ -3,7 +3,7 @@
 python model_cards/show_evaluation.py runs/suite
 
 Writes results/evaluation.json, a contact sheet of every kind of question, one of wrong answers, and
-results/failures.md, which lists them.
+results/failures.md, which lists some of each kind.
 """
 
 import argparse
@@ -26,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent
 SHOWN_SPLIT = "suite:test"
 COLUMNS, TILE = 6, 200
 FAILURES = 24
+LISTED = 12  # wrong answers of a kind
 
 
 def open_evaluation(folder: Path) -> tuple[dict[str, Any], list[Task], list[Answer]]:
@@ -102,7 +103,7 @@ def some_failures(answers: Sequence[Answer], count: int) -> list[Answer]:
 
 
 def failures_text(document: dict[str, Any], tasks: Sequence[Task], answers: Sequence[Answer]) -> str:
-    """Every wrong answer, by split and kind, as Markdown.
+    """Wrong answers by split and kind as Markdown, the first few of each.
 
     Args:
         document: the result.
@@ -112,7 +113,10 @@ def failures_text(document: dict[str, Any], tasks: Sequence[Task], answers: Sequ
     Returns:
         The text.
     """
-    parts = ["# What the bundled checkpoint gets wrong\n", f"Every wrong answer of `{document['command']}`.\n"]
+    parts = [
+        "# What the bundled checkpoint gets wrong\n",
+        f"Of `{document['command']}`, the first {LISTED} of each kind.\n",
+    ]
     for number, task in enumerate(tasks):
         of_task = [answer for answer in answers if answer.task == number]
         for kind in dict.fromkeys(answer.kind for answer in of_task):
@@ -123,7 +127,7 @@ def failures_text(document: dict[str, Any], tasks: Sequence[Task], answers: Sequ
                 parts.append("| picture | question | expected | given |\n|---|---|---|---|")
                 parts += [
                     f"| {' | '.join(map(in_cell, (answer.id, answer.question, answer.expected, answer.given)))} |"
-                    for answer in wrong
+                    for answer in wrong[:LISTED]
                 ]
                 parts.append("")
     return "\n".join(parts).rstrip() + "\n"

@@ -26,7 +26,7 @@ def test_the_bundled_checkpoint_answers_and_says_how(assistant):
 
 def test_the_bundled_checkpoint_looks_at_the_picture(assistant):
     # The committed result has the figures; here a sample must beat the blind baseline by a wide margin.
-    kinds = ("colour", "position", "count", "caption", "ocr", "chart", "change")
+    kinds = ("colour", "shape", "position", "count", "ocr")
     tasks = open_tasks([f"suite:test/{','.join(kinds)}"], limit=20 * len(kinds))
     by_kind = {row.kind: row for row in measure(assistant.model, assistant.processor, tasks, blind=True)}
     for kind in kinds:
@@ -36,7 +36,7 @@ def test_the_bundled_checkpoint_looks_at_the_picture(assistant):
 
 def test_drafts_go_from_masks_to_the_answer(assistant):
     drafts = []
-    picture = render_scene(make_scene("demo", 0), 64)
+    picture = render_scene(make_scene("demo", 0), 96)
     answer = asking.ask(assistant, picture, "Describe the picture.", on_draft=drafts.append)
     assert len(drafts) == answer.denoising_steps
     assert "░░" in drafts[0].text
@@ -56,7 +56,7 @@ def test_an_empty_question_is_refused(assistant):
 
 
 QUESTION = "Describe the picture."
-CAPTION = "a brown star at the top left, an orange cross at the left and a pink triangle at the bottom right"
+CAPTION = "an orange triangle at the top left, a red star at the top right and a green triangle at the right"
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,9 @@ def test_a_threshold_gives_the_same_caption_in_fewer_passes(assistant, scene):
     exact = asking.ask(assistant, scene, QUESTION)
     fast = asking.ask(assistant, scene, QUESTION, preset="balanced")
     assert exact.text == fast.text == CAPTION
-    assert (exact.tokens_per_forward, exact.finish_reason) == (1.0, "stop")
-    assert fast.denoising_steps <= 5
+    assert exact.finish_reason == "stop"
+    assert exact.tokens < exact.denoising_steps <= 8 * (exact.tokens // 8 + 1)  # blocks of 8, a token per step
+    assert fast.denoising_steps <= exact.denoising_steps / 3
 
 
 def test_the_tag_of_a_preset_goes_after_the_question(assistant, scene, monkeypatch):
@@ -92,9 +93,9 @@ def test_only_choices_are_answered(choices, assistant, scene):
 
 def test_the_right_choice_is_made_and_rated_highest(assistant, scene):
     colours = list(COLOURS)
-    assert asking.ask(assistant, scene, "What colour is the star?", choices=colours).text == "brown"
+    assert asking.ask(assistant, scene, "What colour is the star?", choices=colours).text == "red"
     rated = asking.score(assistant, scene, "What colour is the star?", colours)
-    assert rated[0].text == "brown"
+    assert rated[0].text == "red"
     assert sorted(item.text for item in rated) == sorted(colours)
     assert sum(item.share for item in rated) == pytest.approx(1)
     assert rated == asking.score(assistant, scene, "What colour is the star?", colours)
@@ -108,13 +109,13 @@ def test_empty_choices_are_refused(assistant, scene):
 
 
 def test_holes_are_filled_with_what_is_in_the_picture(assistant, scene):
-    drafts, recorder = [], asking.record(assistant, template := CAPTION.replace(" brown", " [MASK:1]", 1))
+    drafts, recorder = [], asking.record(assistant, template := CAPTION.replace(" orange", " [MASK:1]", 1))
     filled = asking.fill(assistant, scene, QUESTION, template, drafts.append, recorder)
     assert (filled.text, filled.tokens, filled.finish_reason) == (CAPTION, 1, "filled")
     assert [draft.text for draft in drafts] == [CAPTION]
     recording = asking.film(recorder, scene, QUESTION, filled)
     assert (recording.answer, recording.steps) == (CAPTION, 1)
-    several = CAPTION.replace("an orange cross", "an [MASK:2]").replace(" bottom right", " [MASK:1]")
+    several = CAPTION.replace("a red star", "a [MASK:2]").replace(" top right", " [MASK:1]")
     assert asking.fill(assistant, scene, QUESTION, several, drafts.append).text == CAPTION
     assert drafts[1].text.count("░░") == 2
 

@@ -18,7 +18,7 @@ def assistant():
 def files(tmp_path):
     paths = [tmp_path / f"{index}.png" for index in (0, 1)]
     for index, path in enumerate(paths):
-        render_scene(make_scene("demo", index), 64).save(path)
+        render_scene(make_scene("demo", index), 96).save(path)
     return [str(path) for path in paths]
 
 

@@ -1,5 +1,7 @@
 """Held-out questions: which ones are asked, what comes back, and what counts as right."""
 
+import random
+
 import pytest
 from transformers import AutoProcessor
 
@@ -13,7 +15,8 @@ from transformers_lladav.held_out import (
     answer_questions,
     choose_questions,
 )
-from transformers_lladav.shape_scenes import NUMBER_WORDS
+from transformers_lladav.scene_questions import ASKERS
+from transformers_lladav.shape_scenes import make_scene, render_scene
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +95,13 @@ def test_answers_are_those_of_generate_one_by_one(model, processor, examples):
         assert reply.text == processor.tokenizer.decode(output.answers[0], skip_special_tokens=True).strip()
 
 
-def test_the_bundled_checkpoint_counts_shapes_it_has_not_seen(model, processor, examples):
-    questions = choose_questions(examples, processor.tokenizer, 8)
-    counts = [question for question in questions if question.answer in NUMBER_WORDS]
-    replies = answer_questions(model, processor, counts)
-    assert len(replies) >= 2
-    assert all(reply.right for reply in replies)
-    swapped = [HeldOutQuestion(reply.question.prompt, "four", "x") for reply in replies]
+def test_the_bundled_checkpoint_names_colours_it_is_asked_about(model, processor):
+    questions = []
+    for index in range(8):
+        scene = make_scene("test", index)
+        asked = ASKERS["colour"](scene, random.Random(index))
+        content = [{"type": "image", "image": render_scene(scene, 96)}, {"type": "text", "text": asked.text}]
+        questions.append(HeldOutQuestion([{"role": "user", "content": content}], asked.answer, "x"))
+    assert all(reply.right for reply in answer_questions(model, processor, questions))
+    swapped = [HeldOutQuestion(question.prompt, "grey", "x") for question in questions]
     assert not any(reply.right for reply in answer_questions(model, processor, swapped))

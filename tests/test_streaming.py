@@ -50,7 +50,7 @@ def inputs(assistant):
     """A batch of three questions about two pictures; the answers have different lengths."""
     conversations = []
     for index, question in ((0, "Describe the picture."), (1, "How many shapes are there?"), (1, "Read the grid.")):
-        picture = render_scene(make_scene("demo", index), 64)
+        picture = render_scene(make_scene("demo", index), 96)
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
         conversations.append([{"role": "user", "content": content}])
     return assistant.processor.apply_chat_template(
@@ -65,7 +65,7 @@ def inputs(assistant):
 
 @pytest.fixture(scope="module")
 def one(assistant):
-    picture = render_scene(make_scene("demo", 0), 64)
+    picture = render_scene(make_scene("demo", 0), 96)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}]
     return assistant.processor.apply_chat_template(
         [{"role": "user", "content": content}],

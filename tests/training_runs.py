@@ -49,7 +49,7 @@ def write_data(folder: Path, count: int = SAMPLES, split: str = "train", first: 
         writer.writerow(["image", "question", "answer"])
         for index in range(first, first + count):
             scene = make_scene(split, index)
-            render_scene(scene, 64).save(folder / f"{split}-{index}.png")
+            render_scene(scene, 96).save(folder / f"{split}-{index}.png")
             # Captions and readings of the whole scene in turn: texts of different lengths.
             question = ASKERS[("caption", "reading", "count")[index % 3]](scene, random.Random(index))
             writer.writerow([f"{split}-{index}.png", question.text, question.answer])

@@ -34,8 +34,8 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
     Returns:
         Its recipe, its seconds on the clock and of processors, and its curve, thinned out.
     """
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if "loss" in record]
+    logged = list(map(json.loads, (folder / LOG).read_text(encoding="utf-8").splitlines()))
+    records, steps = [record for record in logged if "loss" in record], max(record["step"] for record in logged)
     every = max(1, len(records) // POINTS)
     curve = [records[number : number + every] for number in range(0, len(records), every)]
     points = []
@@ -45,8 +45,8 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
     return {
         "name": stage.recipe.name,
         "description": stage.recipe.description,
-        "steps": records[-1]["step"],
-        "samples": records[-1]["step"] * stage.recipe.global_batch_size,
+        "steps": steps,
+        "samples": steps * stage.recipe.global_batch_size,
         "seed": stage.recipe.seed,
         "seconds": records[-1].get("seconds"),
         "cpu_seconds": records[-1].get("cpu_seconds"),
