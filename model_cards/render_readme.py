@@ -127,7 +127,8 @@ def draw_stages(document: dict[str, Any], path: Path, mark: str) -> None:
         points = [(begun + point["cpu_seconds"] / 60, point["loss"]) for point in stage["curve"]]
         losses.plot(*zip(*points, strict=True), linewidth=1.2, label=stage["name"])
         begun += stage["cpu_seconds"] / 60
-    losses.set(title="loss of the other stages", xlabel="CPU minutes since the start", ylabel="nats", yscale="log")
+    losses.set(title="loss of the other stages", xlabel="CPU minutes since the start", ylabel="nats")
+    losses.set(yscale="log", ylim=(0.08, 3))  # a new form of text begins far above
     losses.legend(frameon=False, ncols=2)
     for axes in (seen, losses):
         axes.grid(alpha=0.3)

@@ -66,8 +66,9 @@ def write_record(folder: Path, stages: Sequence[TinyStage]) -> Path:
         The JSON file, `stages.json` in the folder.
     """
     records = [record_of(folder / stage.recipe.name, stage) for stage in stages]
+    compiled = any(record["recipe"]["compile"] for record in records)
     document = {
-        "command": "lladav train tiny --all-stages",
+        "command": f"lladav train tiny --all-stages{' --compile' if compiled else ''}",
         "suite_version": SUITE_VERSION,
         "versions": {"torch": torch.__version__},
         "stages": records,
