@@ -124,7 +124,9 @@ def test_choices_holes_and_scores(here, picture):
     rated = json.loads(here("score", picture, "How many shapes are there?", *words, "--json").stdout)
     answer = here("ask", picture, "How many shapes are there?").stdout.splitlines()[0]
     assert rated[0]["text"] == answer
-    assert [item["text"] in here("score", picture, "How many?", *words).stdout for item in rated] == [True] * 3
+    assert [item["text"] in here("score", picture, "How many?", *words).stdout for item in rated] == [True] * len(
+        NUMBER_WORDS
+    )
 
 
 def test_presets_are_listed(here):
@@ -179,11 +181,13 @@ def test_an_adapter_answers_rates_and_chats(here, picture, adapter):
         json.loads(here("score", picture, question, "--answer", "red", *chosen, "--json").stdout)[0]["log_likelihood"]
         for chosen in (("--adapter", adapter), ())
     )
-    assert abs(rated - plain) > 1
+    assert abs(rated - plain) > 0.1
     without = here("chat", picture, *options[2:], typed=question).stdout.strip()
     assert without != expected.text
     typed = f"{question}\n/undo\n/adapter off\n{question}"
-    assert here("chat", picture, *options, typed=typed).stdout.splitlines() == [expected.text, without]
+    assert here("chat", picture, *options, typed=typed).stdout.splitlines() == [
+        *expected.text.splitlines(), without,
+    ]  # fmt: skip
 
 
 def test_an_adapter_on_another_base_is_told_in_a_line(here, picture, adapter, tmp_path):

@@ -314,8 +314,8 @@ def test_no_projector_bias(native, refusal):
 
 def test_a_model_of_other_token_ids_and_sizes(refusal):
     problems = refusal(BUNDLED_CHECKPOINT, VISION_TOWER)
-    named = ["mask_token_id=410", "suppressed_token_ids=", "bos_token_id=407", "eos_token_id=408", "pad_token_id=409"]
-    named += ["vision_config with hidden_size=96, intermediate_size=384", "processor_config.json has tiling=square"]
+    named = ["mask_token_id=562", "suppressed_token_ids=", "bos_token_id=559", "eos_token_id=560", "pad_token_id=561"]
+    named += ["vision_config with hidden_size=128, intermediate_size=384", "processor_config.json has tiling=square"]
     assert len(problems) == len(named)
     for part in named:
         assert any(part in problem for problem in problems), part

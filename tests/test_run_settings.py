@@ -165,6 +165,7 @@ def first_batch(trainer):
     return next(iter(trainer.get_train_dataloader()))
 
 
+FIRST = "a green circle at the top left, a red triangle at the right and a purple cross at the bottom"
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
@@ -226,14 +227,14 @@ EFFECTS = {
     "max_steps": (3, lambda t: t.args.max_steps, 3),
     "global_batch_size": (8, lambda t: (t.args.gradient_accumulation_steps, t.args.max_steps), (2, 4)),
     "device_batch_size": (2, lambda t: (rows(t), t.args.gradient_accumulation_steps), (2, 2)),
-    "max_length": (60, lambda t: max(batch["input_ids"].shape[1] for batch in t.get_train_dataloader()), 60),
+    "max_length": (85, lambda t: max(batch["input_ids"].shape[1] for batch in t.get_train_dataloader()), 85),
     "precision": ("bf16", lambda t: (t.args.bf16, t.model.lm_head.weight.dtype), (True, torch.bfloat16)),
     "gradient_checkpointing": (True, checkpointed, True),
     "compile": (True, compiled, {"LladaVDecoderLayer", "SiglipEncoderLayer"}),
-    "prompt": ("plain", lambda t: learnable(t), "a red square at the top right\n"),
+    "prompt": ("plain", lambda t: learnable(t), FIRST + "\n"),
     "image_separator": ("\n", lambda t: after_picture(t), "\n"),
-    "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + "a red square at the top right<|eot_id|>"),
-    "answer_canvas": (6, lambda t: learnable(t), "a red square at the top right" + 5 * "<|eot_id|>"),
+    "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + FIRST + "<|eot_id|>"),
+    "answer_canvas": (6, lambda t: learnable(t), FIRST + 4 * "<|eot_id|>"),
     "canvas_turns": ("all", lambda t: t.data_collator.canvas_turns, "all"),
     "block_noise": (8, lambda t: t.data_collator.block_noise, 8),
     "holes": (0.5, lambda t: t.data_collator.holes, 0.5),

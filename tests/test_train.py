@@ -493,7 +493,7 @@ def test_bf16_on_a_cpu(data, uninterrupted, tmp_path):
     run.train()
     assert {tensor.dtype for tensor in product_of(run.settings.output).values()} == {torch.float32}
     losses, exact = ([record["loss"] for record in log_of(folder)] for folder in (run.settings.output, uninterrupted))
-    assert losses[:4] == pytest.approx(exact[:4], rel=0.02)
+    assert losses[:4] == pytest.approx(exact[:4], rel=0.05)
     assert losses[:4] != exact[:4]
 
 

@@ -19,7 +19,7 @@ from transformers_lladav.trainable import (
     summarise,
 )
 
-LAYERS, HIDDEN, RANK = 3, 96, 16
+LAYERS, HIDDEN, RANK = 4, 128, 16
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # In four bits nothing changes about which parameters train; test_quantization takes such a step for real.
 BY_NAME = {name: recipe for name, recipe in RECIPES.items() if recipe.quantization is None}
@@ -38,7 +38,8 @@ def model(bundled):
 def batch(model):
     """Two rows with a picture of one tile each, and with gradients for every part that is read."""
     generator = torch.Generator().manual_seed(0)
-    side, tokens = model.config.vision_config.image_size, (64 // 16) ** 2 + 1  # and a newline
+    side = model.config.vision_config.image_size
+    tokens = (side // 16) ** 2 + 1  # and a newline
     ids = torch.randint(1, 40, (2, tokens + 12), generator=generator)
     ids[:, 2 : 2 + tokens] = model.config.image_token_id
     labels = torch.full_like(ids, -100)
@@ -140,7 +141,9 @@ def test_the_tower_has_a_rate_of_its_own_and_only_matrices_decay(model):
 def test_adapters_go_where_a_pattern_says(bundled):
     layers = lora_targets(bundled, Lora(targets=r"model\.vision_tower\..*\.(q|v)_proj"))
     assert layers == [
-        f"model.vision_tower.encoder.layers.{i}.self_attn.{name}" for i in range(3) for name in ("v_proj", "q_proj")
+        f"model.vision_tower.encoder.layers.{i}.self_attn.{name}"
+        for i in range(LAYERS)
+        for name in ("v_proj", "q_proj")
     ]
 
 
