@@ -130,8 +130,8 @@ def test_a_record_tells_steps_times_and_curve(run):
     record = record_of(folder / "stage2", quick(STAGE["stage2"]))
     assert (record["steps"], record["samples"], record["seed"]) == (2, 8, 0)
     assert [point["step"] for point in record["curve"]] == [1, 2]
-    assert 0 < record["curve"][0]["seconds"] <= record["seconds"]
-    assert record["cpu_seconds"] > 0
+    assert 0 <= record["curve"][0]["seconds"] <= record["seconds"]
+    assert record["cpu_seconds"] >= record["curve"][0]["cpu_seconds"] >= 0
     tower = record_of(folder / "tower", quick(STAGE["tower"]))
     assert {"colour", "shape", "character", "value"} <= tower["curve"][0].keys()
 
