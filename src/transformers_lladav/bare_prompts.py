@@ -1,8 +1,9 @@
 """Pictures and text without a chat template: no system prompt, no headers, no ends.
 
 "plain" is the picture, directly followed by its caption and a line feed, as the paper's first stage learns them in
-LLaVA's format (LLaDA-V, arXiv:2505.16933, section 3.2). "completion" is the picture, then line by line a question, a
-blank and its answer: what a base model is asked to complete, at a third of a chat's tokens.
+LLaVA's format (LLaDA-V, arXiv:2505.16933, section 3.2). "completion" is the picture, then a line per question and one
+per answer: what a base model is asked to complete, at a third of a chat's tokens. An answer begins its line, so that
+its tokens are those of the same answer in a chat, and not others with a blank in front.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,8 @@ def bare_chat(prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> list[dic
     texts = ["".join(part["text"] for part in content if part["type"] == "text") for content in contents]
     for turn in range(1, len(texts), 2):
         texts[turn - 1] = "" if prompt == "plain" else texts[turn - 1].strip()
-        texts[turn] = f"{' ' if texts[turn - 1] else ''}{texts[turn]}\n"
+        texts[turn - 1] += "\n" if texts[turn - 1] else ""
+        texts[turn] += "\n"
     return [{"role": "user", "content": [*media, *({"type": "text", "text": text} for text in texts)]}]
 
 

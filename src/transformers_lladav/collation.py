@@ -28,7 +28,7 @@ from .noise import (
     training_noise,
 )
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
-from .recipes import check_noise
+from .recipes import check_chat_share, check_noise
 from .rows import Row, extended, length_unexpanded, worth_scale
 from .samples import field_of
 
@@ -75,7 +75,11 @@ class Collator:
         image_separator: what stands between a picture and the text after it; a line feed as in the official training.
             Only chats have one.
         prompt: "chat", or "plain" for a picture directly followed by the answer and a line feed, as the paper's first
-            stage has it: no template, the question's words dropped, everything after the picture learned.
+            stage has it: no template, the question's words dropped, everything after the picture learned. Or
+            "completion": questions and answers line by line, the answers learned.
+        chat_share: of completions, share of the samples that are chats all the same: what is learned in the short
+            form then carries over to the long one as it goes. `answer_canvas`, `canvas_turns` and `answers_only` are
+            for these.
         fill_in_picture: give a batch without pictures and videos one more row with a blank picture, of which nothing
             is learned; the loss stays the mean over the samples. In sharded training all processes have to run the
             vision tower together.
@@ -100,6 +104,7 @@ class Collator:
     packing: bool = False
     image_separator: str = "\n"
     prompt: Prompt = "chat"
+    chat_share: float = 0.0
     fill_in_picture: bool = False
     sample_numbers: bool = False
 
@@ -118,7 +123,8 @@ class Collator:
         if self.answer_canvas is not None:
             self._check_canvas()
         check_noise(self.block_noise, self.sparse_noise, self.complementary, self.holes)
-        if self.prompt != "chat" and self.answers_only:
+        check_chat_share(self.prompt, self.chat_share)
+        if self.prompt != "chat" and self.answers_only and not self.chat_share:
             raise ValueError(
                 f'answers_only=True has no meaning with prompt="{self.prompt}", which has no messages; leave it out'
             )
@@ -180,6 +186,8 @@ class Collator:
         Raises:
             ValueError: if it is too long and cannot be cut, or cannot be processed.
         """
+        if self.chat_share:
+            return self._form_of(example).prepare(example, number)
         name = field_of(example, "source") or f"sample {number} of the batch"
         messages = field_of(example, "messages")
         if not messages:
@@ -211,12 +219,27 @@ class Collator:
         )
         return self._on_canvas(row) if self._canvases else row
 
+    def _form_of(self, example: Any) -> "Collator":
+        """Draw whether an example is a chat or a completion."""
+        index, epoch = field_of(example, "index"), field_of(example, "epoch")
+        generator = self._generator(None if index is None else (epoch or 0, index), "form")
+        is_chat = torch.rand((), generator=generator) < self.chat_share
+        return self._chats if is_chat else self._completions
+
+    @cached_property
+    def _chats(self) -> "Collator":
+        return replace(self, prompt="chat", chat_share=0.0)
+
+    @cached_property
+    def _completions(self) -> "Collator":
+        return replace(self, chat_share=0.0, answers_only=False, answer_canvas=None, canvas_turns="last")
+
     def _on_canvas(self, row: Row) -> Row:
         """Fill the last answer up with its end, or all of them, as far as there is room."""
         answers = self._answers(row.input_ids, row.labels)
         if not answers or answers[-1][1] < len(row) or (self.prompt == "chat" and row.input_ids[-1] != self.ids.end):
             return row  # somebody else has the last word, or it was cut
-        generator = self._generator(row, "canvas")
+        generator = self._generator(row.number, "canvas")
         for start, end in reversed(answers if self.canvas_turns == "all" else answers[-1:]):
             canvas = self._canvases[int(torch.randint(len(self._canvases), (1,), generator=generator))]
             count = (start - end) % canvas
@@ -303,11 +326,11 @@ class Collator:
             return fixed_noise(len(row), self.seed, row.number[1])
         return training_noise(len(row), None if row.number is None else numbered_generator(self.seed, *row.number))
 
-    def _generator(self, row: Row, what: str) -> torch.Generator | None:
-        """Where draws for a row come from: its number, without the epoch for an evaluation."""
-        if row.number is None:
+    def _generator(self, number: tuple[int, int] | None, what: str) -> torch.Generator | None:
+        """Where draws for a sample come from: epoch and index, without the epoch for an evaluation."""
+        if number is None:
             return None
-        epoch, index = row.number
+        epoch, index = number
         return numbered_generator(self.seed, what, 0 if self.fixed_noise else epoch, index)
 
     def add_noise(self, row: Row, noise: Noise) -> list[Row]:
@@ -323,7 +346,7 @@ class Collator:
         given, tokens = (row.input_ids[None], row.labels[None]), (self.ids.mask, self.ids.placeholders)
         scale = worth_scale(row)
         views: tuple[NoisedBatch, ...]
-        drawn = self._generator(row, "blocks") if self.block_noise or self.sparse_noise else None
+        drawn = self._generator(row.number, "blocks") if self.block_noise or self.sparse_noise else None
         if self.block_noise:
             noised = hide_blocks(*given, row.worth, self.block_noise, self.ids.mask, drawn, self.holes)
             views, scale = (noised,), torch.ones(len(row))

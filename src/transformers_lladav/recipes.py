@@ -42,6 +42,25 @@ def check_noise(block_noise: int | None, sparse_noise: int | None, complementary
         raise ValueError(f"holes={holes} of answers that are hidden in blocks; pass block_noise=8 as well, or holes=0")
 
 
+def check_chat_share(prompt: str, chat_share: float) -> None:
+    """Refuse a share of chats that is none, or where there is nothing else but chats, or no questions.
+
+    Args:
+        prompt: see `Recipe`, as the other.
+        chat_share: the same.
+
+    Raises:
+        ValueError: if it is no share, or other than 0 where the prompt is not "completion".
+    """
+    if not 0 <= chat_share <= 1:
+        raise ValueError(f"chat_share={chat_share}; a share is from 0 to 1")
+    if chat_share and prompt != "completion":
+        raise ValueError(
+            f'chat_share={chat_share} is the share of chats among completions; pass prompt="completion" as well, '
+            "or chat_share=0"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Lora:
     """Low-rank adapters (LoRA, arXiv:2106.09685) beside frozen linear layers.
@@ -99,6 +118,8 @@ class Recipe:
         compile: compile the layers of tower and language model; takes a while at first, and a C++ compiler.
         prompt: "chat", or without any template "plain" for pictures with captions, as in the paper's first stage, or
             "completion" for questions with answers; see `bare_prompts`.
+        chat_share: of completions, share of the samples that are chats all the same; `answers_only` and
+            `answer_canvas` are for these.
         image_separator: what stands between a picture and the text after it. The official training has a line feed
             there, which the official inference leaves out; the recipes of ours train what is asked afterwards.
         answers_only: learn the assistant's words and their ends, and nothing else; officially headers are learned too.
@@ -145,6 +166,7 @@ class Recipe:
     gradient_checkpointing: bool = True
     compile: bool = False
     prompt: Literal["chat", "plain", "completion"] = "chat"
+    chat_share: float = 0.0
     image_separator: str = ""
     answers_only: bool = True
     answer_canvas: int | tuple[int, ...] | None = 64
@@ -222,14 +244,15 @@ class Recipe:
                 'canvas_turns="all" without a canvas; pass answer_canvas=8 as well, or canvas_turns="last"'
             )
         check_noise(self.block_noise, self.sparse_noise, self.complementary, self.holes)
-        if self.prompt != "chat" and self.answers_only:
+        check_chat_share(self.prompt, self.chat_share)
+        if self.prompt != "chat" and self.answers_only and not self.chat_share:
             raise ValueError(f'prompt="{self.prompt}" has no messages for answers_only=True; pass answers_only=false')
         if self.prompt == "plain" and self.answer_canvas is not None:
             raise ValueError(
                 f'prompt="plain" is never asked, which answer_canvas={self.answer_canvas} is for; pass '
                 "answer_canvas=null"
             )
-        if self.prompt != "chat" and self.eval_answers:
+        if self.prompt != "chat" and self.eval_answers and not self.chat_share:
             raise ValueError(f'prompt="{self.prompt}" asks no chat; pass eval_answers=0, not {self.eval_answers}')
         if self.best_by == "exact_match" and not self.eval_answers:
             raise ValueError('best_by="exact_match" needs answers to compare; pass eval_answers=64')

@@ -4,7 +4,7 @@
     stage1     the language model learns to look things up in what the tower sees
     stage1b    the same when it is asked, in completions: questions and answers without a chat around them
     stage1c    looking up what stands next to something, from texts again
-    stage1d    all kinds of question about one picture, in completions
+    stage1d    all kinds of question about one picture, most in completions and a third in chats
     stage1e    the same, with more of what takes longer: signs, charts, answers that say everything
     stage1f    the same, with more of what takes two looks: relations, counts, comparisons
     stage2     the same in chats, the tower included
@@ -16,8 +16,9 @@ what stands in its context. Ours is new to everything: with the projector it tra
 thing about a shape by the others. First nothing but that, and in one form: a model that has not learned it so learns
 which answers are frequent, in this stage and all that follow, and does not look. Then the four simplest kinds of
 question, many about each picture and close to their answers, then relations, as lookups from texts, then all kinds of
-question, and then the chat around them; with the texts all along, which are forgotten otherwise. As long as several
-questions are asked at once, none sees a later one: each then looks like the last one, which is what `generate`
+question, with a chat around a third of them: what is learned in the short form is then at once there in the long one,
+where it would have to be learned anew later. The texts stay all along, they are forgotten otherwise. As long as
+several questions are asked at once, none sees a later one: each then looks like the last one, which is what `generate`
 answers.
 
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
@@ -29,6 +30,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from . import suite
 from .files import new_folder
@@ -73,6 +76,10 @@ _BARE: dict[str, Any] = {
 }  # fmt: skip
 _TEXTS: dict[str, Any] = {**_BARE, "prompt": "plain", "block_noise": None, "holes": 0.0, "sparse_noise": 3}
 _COMPLETIONS: dict[str, Any] = {**_BARE, "prompt": "completion", "conversation_mask": True}
+_WITH_CHATS: dict[str, Any] = {
+    **_COMPLETIONS, "chat_share": 0.35, "answers_only": True, "answer_canvas": CANVASES, "canvas_turns": "all",
+    "max_length": 448,
+}  # fmt: skip
 
 
 def _stage(name: str, description: str, steps: int, **changes: Any) -> Recipe:
@@ -136,7 +143,7 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1c", "Looking up what stands next to something.", 2000, **_TEXTS,
+            "stage1c", "Looking up what stands next to something.", 1500, **_TEXTS,
         ),
         families={"scene": 1.0},
         first=1_100_000_000,
@@ -144,50 +151,51 @@ STAGES: tuple[TinyStage, ...] = (
     ),
     TinyStage(
         _stage(
-            "stage1d", "All kinds of question about one picture.", 2500, **_COMPLETIONS,
+            "stage1d", "All kinds of question about one picture.", 2500, **_WITH_CHATS,
         ),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
         turns=10,
         first=600_000_000,
-        texts={"facts": 0.05, "relations": 0.15},
+        texts={"facts": 0.05, "relations": 0.15, "whole": 0.1},
     ),
     TinyStage(
         _stage(
-            "stage1e", "More of what takes longer: signs, charts, long answers.", 3000, **_COMPLETIONS,
+            "stage1e", "More of what takes longer: signs, charts, long answers.", 3000, **_WITH_CHATS,
         ),
         families={"scene": 5.0, "sign": 2.5, "chart": 2.5},
         turns=10,
         first=300_000_000,
-        texts={"facts": 0.05, "relations": 0.1, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.15, "whole": 0.2},
     ),
     TinyStage(
         _stage(
-            "stage1f", "More of what takes two looks: relations, counts, comparisons.", 4500, **_COMPLETIONS,
+            "stage1f", "More of what takes two looks: relations, counts, comparisons.", 4500, **_WITH_CHATS,
         ),
         families={"scene": 7.0, "sign": 1.5, "chart": 1.5},
-        turns=12,
+        turns=10,
         first=900_000_000,
-        texts={"facts": 0.05, "relations": 0.2, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.15, "whole": 0.25},
         kinds={
-            "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 3.0,
+            "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 4.0,
             "comparison": 3.0, "dialogue": 2.0,
         },
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture, in chats.", 1000, conversation_mask=True),
+        _stage("stage2", "Questions about one picture, in chats.", 600, conversation_mask=True),
         families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
-        texts={"facts": 0.05, "relations": 0.05, "whole": 0.1},
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.2},
     ),
     TinyStage(
         _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
-        texts={"facts": 0.05, "relations": 0.05, "whole": 0.05},
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.15},
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 1200, learning_rate=4e-4, schedule="cosine"),
+        _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
         first=200_000_000,
+        texts={"whole": 0.15},
         reasoned=0.4,
     ),
 )  # fmt: skip
@@ -289,6 +297,8 @@ def _is_compiled(output: Path, wanted: bool) -> bool:
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:
     data = f"suite, version {SUITE_VERSION}"
     settings = RunSettings(str(source), data, output, workers=workers, report_to="none")
+    together = stage.recipe.global_batch_size // PartialState().num_processes
+    stage = replace(stage, recipe=replace(stage.recipe, device_batch_size=together))
     if stage.is_of_tower:
         return train_tower(settings, stage.recipe, stage.first, **report)
     assert stage.recipe.max_steps is not None

@@ -132,7 +132,7 @@ def _measured(
         opened,
         processor,
         recipe.max_length,
-        prompt=recipe.prompt,
+        prompt="chat" if recipe.chat_share else recipe.prompt,  # the longer form
         image_separator=recipe.image_separator,
         skip_bad=settings.skip_bad,
         on_progress=report("Counting tokens"),

@@ -28,8 +28,8 @@ COMPLETE = "complete"
 GENERATION_BATCH = 8
 # Fields of a recipe that say what is learned of a sample, in training and evaluation alike.
 COLLATED = (
-    "max_length", "image_separator", "prompt", "answers_only", "answer_canvas", "canvas_turns", "block_noise", "holes",
-    "sparse_noise", "conversation_mask", "seed",
+    "max_length", "image_separator", "prompt", "chat_share", "answers_only", "answer_canvas", "canvas_turns",
+    "block_noise", "holes", "sparse_noise", "conversation_mask", "seed",
 )  # fmt: skip
 
 

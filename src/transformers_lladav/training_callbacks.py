@@ -111,8 +111,8 @@ def _times() -> tuple[float, float]:
 class Report(TrainerCallback):
     """Tells a caller how far a run is, and keeps all figures in `log.jsonl`.
 
-    Every record also has the `seconds` that the run took so far and its `cpu_seconds`, those of its first process and
-    of such as have ended, both without what came to nothing because the run was interrupted.
+    Every record also has the `seconds` that the run took so far and its `cpu_seconds`, those of the processes that
+    train and of such as have ended, both without what came to nothing because the run was interrupted.
 
     Args:
         folder: of the run.
@@ -145,10 +145,15 @@ class Report(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell figures and write them down."""
+        clock, processors = (now - since for now, since in zip(_times(), self._since, strict=True))
+        if args.world_size > 1:  # every process logs at the same steps
+            own = torch.tensor([processors], device=args.device)
+            torch.distributed.all_reduce(own)
+            processors = own.item()
         if not state.is_world_process_zero or not state.log_history:
             return
         record = state.log_history[-1]
-        taken = [before + now - since for before, now, since in zip(self._before, _times(), self._since, strict=True)]
+        taken = [self._before[0] + clock, self._before[1] + processors]
         record |= {"seconds": round(taken[0], 1), "cpu_seconds": round(taken[1], 1)}
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
