@@ -60,6 +60,11 @@ class RunSettings:
     report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     trust_remote_code: bool = False
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the run is on CPUs; several processes find each other only if they are told."""
+        return self.device == "cpu" or not torch.accelerator.is_available()
+
     def read_options(self) -> dict[str, Any]:
         """How records are read."""
         given = {"image_folder": self.image_folder, "question": self.question}
@@ -169,7 +174,7 @@ def training_arguments(
         # A batch of pictures without newlines gives them no gradient.
         ddp_find_unused_parameters="newline" in recipe.trains,
         disable_tqdm=True,
-        use_cpu=settings.device == "cpu",
+        use_cpu=settings.on_cpu,
         accelerator_config={"dispatch_batches": False},  # see `streams.Stream`
         report_to="wandb" if settings.report_to == "wandb" else "none",
         **(_evaluation(recipe, schedule) if evaluates else {}),

@@ -297,7 +297,7 @@ def _is_compiled(output: Path, wanted: bool) -> bool:
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:
     data = f"suite, version {SUITE_VERSION}"
     settings = RunSettings(str(source), data, output, workers=workers, report_to="none")
-    together = stage.recipe.global_batch_size // PartialState().num_processes
+    together = stage.recipe.global_batch_size // PartialState(cpu=settings.on_cpu).num_processes
     stage = replace(stage, recipe=replace(stage.recipe, device_batch_size=together))
     if stage.is_of_tower:
         return train_tower(settings, stage.recipe, stage.first, **report)

@@ -191,7 +191,7 @@ class Run:
         from accelerate import PartialState
 
         self.settings, self.recipe = settings, recipe
-        self.state = PartialState(cpu=settings.device == "cpu")
+        self.state = PartialState(cpu=settings.on_cpu)
         processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
         with self.state.main_process_first():
             self.data = data or load_data(
