@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Distributed
 from transformers_lladav.recipe_changes import change_recipe
 from transformers_lladav.recipes import find_recipe
 from transformers_lladav.run_settings import CHECKPOINTS, RunSettings
+from transformers_lladav.tiny_model import TinySizes
+from transformers_lladav.tiny_stages import STAGES, train_stages
 from transformers_lladav.train import Run
 
 torch.set_num_threads(1)
@@ -53,7 +56,7 @@ def train(folder: Path, task: dict[str, Any]) -> None:
             data=task["data"],
             eval_data=task["eval_data"],
             output=folder / name,
-            device="cpu",
+            device="cpu" if torch.accelerator.is_available() else "auto",  # which then finds out by itself
             report_to="none",
         )
         outcome = Run(settings, recipe).train()
@@ -69,6 +72,15 @@ def train(folder: Path, task: dict[str, Any]) -> None:
         }
     if RANK == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def tiny(folder: Path, task: dict[str, Any]) -> None:
+    """The first stages of the tiny model, two steps each, both from nothing."""
+    few = {"max_steps": 2, "global_batch_size": 4, "device_batch_size": 4, "checkpoint_every": 1}
+    stages = [replace(stage, recipe=replace(stage.recipe, **few)) for stage in STAGES[:2]]
+    sizes = TinySizes(vision_hidden=16, vision_layers=1, text_hidden=16, text_layers=1, heads=2, mlp_ratio=1)
+    for stage in stages:
+        train_stages(folder, sizes, [stage], workers=0)
 
 
 def _keep_aside(product: Path, checkpoint: Path) -> None:
@@ -103,6 +115,6 @@ def infer(folder: Path, task: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     work = Path(sys.argv[2])
-    {"train": train, "infer": infer}[sys.argv[1]](work, json.loads((work / "task.json").read_text()))
+    {"train": train, "infer": infer, "tiny": tiny}[sys.argv[1]](work, json.loads((work / "task.json").read_text()))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

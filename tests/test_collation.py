@@ -622,17 +622,29 @@ def asked(*turns, media=True):
     return {"messages": messages}
 
 
+WORDS = ("red cat", "two")
+
+
 def test_a_completion_is_the_picture_and_lines_of_questions_and_answers(processor, tokenizer):
     row = Collator(processor, prompt="completion").prepare(asked(("Who? ", "A grey\ncat"), ("Really?", "<|eot_id|>")))
     shown = row.input_ids == processor.image_token_id
     pictures = int(shown.sum())
     assert shown[:pictures].all()
-    assert tokenizer.decode(row.input_ids[pictures:]) == "Who? A grey\ncat\nReally? <|eot_id|>\n"
+    assert tokenizer.decode(row.input_ids[pictures:]) == "Who?\nA grey\ncat\nReally?\n<|eot_id|>\n"
     learned = (row.labels != IGNORED).int()
     edges = torch.diff(learned, prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
     answers = [tokenizer.decode(row.labels[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    assert answers == [" A grey\ncat\n", " <|eot_id|>\n"]
+    assert answers == ["A grey\ncat\n", "<|eot_id|>\n"]
     assert torch.equal(row.labels[learned == 1], row.input_ids[learned == 1])
+
+
+def test_answers_are_the_same_tokens_in_completions_and_in_chats(processor, tokenizer):
+    sample, words = asked(("Who?", "red cat"), ("How many?", "two")), [len(tokenizer(w).input_ids) for w in WORDS]
+    for prompt in ("completion", "chat"):
+        row = Collator(processor, prompt=prompt, answers_only=prompt == "chat").prepare(sample)
+        learned = row.input_ids[row.labels != IGNORED].tolist()
+        assert learned[: words[0]] == tokenizer(WORDS[0]).input_ids
+        assert learned[words[0] + 1 : -1] == tokenizer(WORDS[1]).input_ids
 
 
 def test_a_completion_without_a_picture_or_a_question_learns_the_answer(processor, tokenizer):
@@ -677,9 +689,9 @@ def test_answers_of_a_completion_are_filled_up_with_line_feeds(processor, tokeni
         Collator(processor, prompt="completion", **options).prepare(sample)
         for options in ({}, {"answer_canvas": 8}, {"answer_canvas": 8, "canvas_turns": "all"})
     )
-    feeds, short, long = 198, *(len(tokenizer(text).input_ids) for text in (" a cat\n", " a dog on a mat\n"))
+    feeds, short, long = 198, *(len(tokenizer(text).input_ids) for text in ("a cat\n", "a dog on a mat\n"))
     assert last.input_ids.tolist() == [*bare.input_ids.tolist(), *[feeds] * (-long % 8)]
-    end = len(bare) - long - len(tokenizer("What?").input_ids)  # of the first answer
+    end = len(bare) - long - len(tokenizer("What?\n").input_ids)  # of the first answer
     before, after = bare.input_ids[:end].tolist(), last.input_ids[end:].tolist()
     assert every.input_ids.tolist() == [*before, *[feeds] * (-short % 8), *after]
     assert (every.labels[every.worth < 1] == feeds).all()
@@ -690,8 +702,56 @@ def test_answers_of_a_completion_are_filled_up_with_line_feeds(processor, tokeni
 def test_every_question_of_a_completion_begins_a_turn(processor, tokenizer):
     sample = asked(("Who?", "a cat"), ("What?", "a dog on a mat"))
     row = Collator(processor, prompt="completion", conversation_mask=True).prepare(sample)
-    second = len(tokenizer("What?").input_ids) + len(tokenizer(" a dog on a mat\n").input_ids)
+    second = len(tokenizer("What?\n").input_ids) + len(tokenizer("a dog on a mat\n").input_ids)
     assert row.turns.tolist() == [0] * (len(row) - second) + [1] * second
+
+
+MIX = {"prompt": "completion", "chat_share": 0.3, "answers_only": True, "answer_canvas": 8, "canvas_turns": "all"}
+
+
+def forms(processor, samples, **options):
+    """Each sample's row, and whether it is a chat."""
+    collator = Collator(processor, **MIX, **options)
+    rows = [collator.prepare(sample) for sample in samples]
+    return [(row, int(row.input_ids[0]) == collator.ids.start) for row in rows]
+
+
+def test_a_share_of_completions_are_chats(processor):
+    """Each as it would be if all were of its form, canvas and what is learned included."""
+    sample = asked(("Who?", "a cat"), ("What?", "a dog on a mat"), media=False)
+    chat = Collator(processor, answers_only=True, answer_canvas=8, canvas_turns="all").prepare(sample)
+    completion = Collator(processor, prompt="completion").prepare(sample)
+    found = forms(processor, numbered([sample] * 200))
+    for row, is_chat in found:
+        expected = chat if is_chat else completion
+        for name in ("input_ids", "labels", "turns", "worth"):
+            assert torch.equal(getattr(row, name), getattr(expected, name))
+    count = sum(is_chat for _, is_chat in found)
+    assert abs(count - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5  # four standard deviations
+
+
+def test_which_samples_are_chats_depends_on_seed_epoch_and_sample_alone(processor):
+    samples = numbered([asked(("Who?", "a cat"), media=False)] * 40)
+    first, again = ([is_chat for _, is_chat in forms(processor, samples)] for _ in range(2))
+    assert first == again
+    assert [is_chat for _, is_chat in forms(processor, samples[::-1])] == first[::-1]
+    assert [is_chat for _, is_chat in forms(processor, samples, seed=1)] != first
+    later = numbered([asked(("Who?", "a cat"), media=False)] * 40, epoch=1)
+    assert [is_chat for _, is_chat in forms(processor, later)] != first
+    assert [is_chat for _, is_chat in forms(processor, later, fixed_noise=True)] == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chat_share": 1.5, "prompt": "completion"}, "chat_share=1.5; a share is from 0 to 1"),
+        ({"chat_share": 0.5}, 'chat_share=0.5 is the share of chats among completions; pass prompt="completion"'),
+        ({"chat_share": 0.5, "prompt": "plain"}, "chat_share=0.5 is the share of chats among completions"),
+    ],
+)
+def test_a_share_of_chats_needs_completions(options, message, processor):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Collator(processor, **options)
 
 
 @pytest.mark.parametrize("prompt", ["plain", "completion"])

@@ -283,3 +283,32 @@ def test_each_process_holds_half_of_the_heads(inferred, name, key_rows):
             "k_proj": [key_rows // processes, 128],
             "o_proj": [128, 128 // processes],
         }
+
+
+# The tiny model's stages
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The stages in one process and in two."""
+    launchers = {"one": [str(SCRIPT), "tiny"], "two": torchrun("tiny")}
+    return {name: run(launcher, tmp_path_factory.mktemp(name), {}) for name, launcher in launchers.items()}
+
+
+def test_a_tiny_stage_in_two_processes_is_the_one_in_one(tiny):
+    single, double = (load_file(folder / "stage1" / "model" / "model.safetensors") for folder in tiny.values())
+    for name, weight in single.items():
+        torch.testing.assert_close(double[name], weight, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    recipes = [json.loads((folder / "stage1" / "run.json").read_text())["recipe"] for folder in tiny.values()]
+    assert [recipe["device_batch_size"] for recipe in recipes] == [4, 2]
+
+
+def test_two_processes_train_the_tower_together(tiny):
+    """On the same pictures; each takes the mean over its own patches, so that the losses are not quite the same."""
+    first, second = (
+        [json.loads(line)["loss"] for line in (folder / "tower" / "log.jsonl").read_text().splitlines()[:2]]
+        for folder in tiny.values()
+    )
+    assert second == pytest.approx(first, rel=0.02)
+    start, after = (load_file(tiny["two"] / name / "model.safetensors") for name in ("start", "tower/model"))
+    assert any("vision_tower" in name and not torch.equal(after[name], start[name]) for name in start)

@@ -232,6 +232,7 @@ EFFECTS = {
     "gradient_checkpointing": (True, checkpointed, True),
     "compile": (True, compiled, {"LladaVDecoderLayer", "SiglipEncoderLayer"}),
     "prompt": ("plain", lambda t: learnable(t), FIRST + "\n"),
+    "chat_share": (0.5, lambda t: (t.data_collator.chat_share, t.eval_collator.chat_share), (0.5, 0.5)),
     "image_separator": ("\n", lambda t: after_picture(t), "\n"),
     "answers_only": (False, lambda t: learnable(t), STRUCTURE + HEADER + FIRST + "<|eot_id|>"),
     "answer_canvas": (6, lambda t: learnable(t), FIRST + 4 * "<|eot_id|>"),
@@ -261,6 +262,7 @@ ELSEWHERE = {
 }  # fmt: skip
 TOGETHER = {
     "prompt": {"eval_answers": 0, "answers_only": False, "answer_canvas": None},
+    "chat_share": {"prompt": "completion", "eval_answers": 0, "answers_only": False, "answer_canvas": None},
     "best_by": {"eval_answers": 2},
     "holes": {"block_noise": 8},
     "packing": {"max_length": 2000},
@@ -301,6 +303,14 @@ def test_every_field_has_its_effect(name, data, tmp_path):
     before = look(Run(settings, base).trainer())
     assert before != expected
     assert look(Run(settings, replace(base, **{name: value})).trainer()) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "on_cpu"), [("auto", False, True), ("auto", True, False), ("cpu", True, True)]
+)
+def test_a_run_knows_that_it_is_on_a_cpu(device, there, on_cpu, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    assert settings_of(data, tmp_path, device=device).on_cpu is on_cpu
 
 
 def test_a_seed_has_its_order(data, tmp_path):

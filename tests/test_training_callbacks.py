@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState
 
+from transformers_lladav import training_callbacks
 from transformers_lladav.training_callbacks import (
     AssertTrainable,
     EvaluateAtEnd,
@@ -18,7 +19,7 @@ from transformers_lladav.training_callbacks import (
     StopOnSignal,
 )
 
-ARGS = SimpleNamespace(fp16=False, eval_strategy="steps")
+ARGS = SimpleNamespace(fp16=False, eval_strategy="steps", world_size=1)
 
 
 @pytest.fixture
@@ -140,6 +141,18 @@ def test_seconds_go_on_where_an_interrupted_run_was_saved(tmp_path, state, contr
     report.on_log(ARGS, state, control)
     assert 100 <= state.log_history[-1]["seconds"] < 160
     assert 150 <= state.log_history[-1]["cpu_seconds"] < 210
+
+
+def test_cpu_seconds_are_those_of_all_processes(tmp_path, state, control, monkeypatch):
+    times = iter([(0.0, 0.0), (0.0, 0.0), (10.0, 7.0)])
+    monkeypatch.setattr(training_callbacks, "_times", lambda: next(times))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda own: own.add_(5.0))  # what another one took
+    two = SimpleNamespace(world_size=2, device="cpu")
+    report = Report(tmp_path)
+    report.on_train_begin(two, state, control)
+    state.log_history.append({"loss": 1.5, "step": 4})
+    report.on_log(two, state, control)
+    assert (state.log_history[-1]["seconds"], state.log_history[-1]["cpu_seconds"]) == (10.0, 12.0)
 
 
 def test_figures_of_steps_that_are_done_again_are_forgotten(tmp_path, state, control):

@@ -1,11 +1,12 @@
 """The command that trains the bundled checkpoint from nothing: `lladav train tiny`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -32,28 +33,29 @@ def tiny(
     """Train the bundled checkpoint from nothing, in the paper's stages; by default the next one only.
 
     The same command goes on with a run that was interrupted. No data are needed: pictures and questions are drawn.
+    With several processes: torchrun --nproc_per_node 2 -m transformers_lladav train tiny ...
     """
     with loading(show=False):
+        import torch
+        from accelerate import PartialState
+
         from .tiny_results import write_checkpoint, write_record
         from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
+    is_main = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
     ahead = next_stage(run)
-    _print_stages(STAGES, ahead)
     until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
-    with step_bar() as bar:
-
-        def on_stage(stage: Any) -> dict[str, Any]:
-            task = bar.add_task(stage.recipe.name, total=stage.recipe.max_steps)
-            return {
-                "on_step": lambda step, steps: bar.update(task, completed=step, total=steps),
-                "on_figures": figures_above(bar),
-            }
-
-        outcomes = train_stages(run, until=until, on_stage=on_stage, workers=workers, compiled=compiled)
+    if is_main:
+        _print_stages(STAGES, ahead)
+    with step_bar(is_main) as bar:
+        outcomes = train_stages(run, until=until, on_stage=_shown_by(bar), workers=workers, compiled=compiled)
     if outcomes[-1].interrupted is not None:
-        err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
+        if is_main:
+            err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
         sys.exit(STOPPED)
+    if not is_main:
+        return
     write_record(run, STAGES[:until])
     if until < len(STAGES):
         again = f"Repeat the command for {STAGES[until].recipe.name}, or give --all-stages to train to the end."
@@ -61,6 +63,19 @@ def tiny(
         return
     folder = write_checkpoint(run, outcomes[-1], output or run / "checkpoint")
     out.print(Text(f"Written to {folder}; try: lladav ask PICTURE QUESTION --model {folder}"), soft_wrap=True)
+
+
+def _shown_by(bar: Progress) -> Callable[[Any], dict[str, Any]]:
+    """Lets a bar show how far every stage is."""
+
+    def on_stage(stage: Any) -> dict[str, Any]:
+        task = bar.add_task(stage.recipe.name, total=stage.recipe.max_steps)
+        return {
+            "on_step": lambda step, steps: bar.update(task, completed=step, total=steps),
+            "on_figures": figures_above(bar),
+        }
+
+    return on_stage
 
 
 def _print_stages(stages: Sequence[Any], ahead: int) -> None:

@@ -171,8 +171,8 @@ def training_arguments(
         label_names=["labels"],
         dataloader_num_workers=workers,
         dataloader_pin_memory=on_gpu,
-        # A batch of pictures without newlines gives them no gradient.
-        ddp_find_unused_parameters="newline" in recipe.trains,
+        # A batch of pictures without newlines gives them no gradient, and the tower's last norm never gets one.
+        ddp_find_unused_parameters=not {"newline", "vision_tower"}.isdisjoint(recipe.trains),
         disable_tqdm=True,
         use_cpu=settings.on_cpu,
         accelerator_config={"dispatch_batches": False},  # see `streams.Stream`

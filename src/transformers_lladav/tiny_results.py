@@ -32,12 +32,13 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
         stage: what was trained.
 
     Returns:
-        Its recipe, its seconds on the clock and of processors, and its curve, thinned out.
+        Its recipe, its seconds on the clock and of processors, how many processes, and its curve, thinned out.
     """
     logged = list(map(json.loads, (folder / LOG).read_text(encoding="utf-8").splitlines()))
     records, steps = [record for record in logged if "loss" in record], max(record["step"] for record in logged)
     every = max(1, len(records) // POINTS)
     curve = [records[number : number + every] for number in range(0, len(records), every)]
+    recipe = json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"]
     points = []
     for group in curve:
         point = {name: group[-1][name] for name in STEPS_KEPT if name in group[-1]}
@@ -50,7 +51,8 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
         "seed": stage.recipe.seed,
         "seconds": records[-1].get("seconds"),
         "cpu_seconds": records[-1].get("cpu_seconds"),
-        "recipe": json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"],
+        "processes": recipe["global_batch_size"] // recipe["device_batch_size"],
+        "recipe": recipe,
         "curve": points,
     }
 
@@ -67,8 +69,10 @@ def write_record(folder: Path, stages: Sequence[TinyStage]) -> Path:
     """
     records = [record_of(folder / stage.recipe.name, stage) for stage in stages]
     compiled = any(record["recipe"]["compile"] for record in records)
+    processes = max(record["processes"] for record in records)
+    program = f"torchrun --nproc_per_node {processes} -m transformers_lladav" if processes > 1 else "lladav"
     document = {
-        "command": f"lladav train tiny --all-stages{' --compile' if compiled else ''}",
+        "command": f"{program} train tiny --all-stages{' --compile' if compiled else ''}",
         "suite_version": SUITE_VERSION,
         "versions": {"torch": torch.__version__},
         "stages": records,

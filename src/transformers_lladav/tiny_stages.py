@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from . import suite
@@ -239,14 +240,14 @@ def train_stages(
     workers: int = 1,
     compiled: bool = False,
 ) -> list[Outcome]:
-    """Train the bundled checkpoint from nothing, or go on with it.
+    """Train the bundled checkpoint from nothing, or go on with it; under torchrun with all processes together.
 
     Args:
         folder: of the runs; `start` in it is the model before training, and every stage has a folder of its name.
         sizes: of the model.
         stages: which, in order; each begins with what the one before ended with.
         until: go through so many of them; to the end by default.
-        on_stage: is told when a stage begins, and gives what `Run.train` takes to report.
+        on_stage: is told when a stage begins, and gives what `Run.train` takes to report; in every process.
         workers: processes that draw pictures.
         compiled: compile the layers in stages that begin now, the tower's left out.
 
@@ -254,11 +255,12 @@ def train_stages(
         The stages' outcomes; the last one is an interrupted one if a signal came.
     """
     source = folder / "start"
-    if not source.is_dir():
-        sizes = TinySizes() if sizes is None else sizes
-        processor = build_processor(sizes)
-        with new_folder(source) as scratch:
-            save_checkpoint(build_model(sizes, processor), processor, scratch)
+    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
+        if not source.is_dir():
+            sizes = TinySizes() if sizes is None else sizes
+            processor = build_processor(sizes)
+            with new_folder(source) as scratch:
+                save_checkpoint(build_model(sizes, processor), processor, scratch)
     outcomes: list[Outcome] = []
     for stage in stages[:until]:
         report = {} if on_stage is None else on_stage(stage)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 
@@ -79,8 +80,11 @@ def train_tower(
     folder, product = settings.output, settings.output / MODEL
     assert recipe.max_steps is not None
     count = recipe.max_steps * recipe.global_batch_size
-    begin_or_continue(settings, recipe, {"samples": count, "first": first})
-    remove_broken_checkpoints(folder / CHECKPOINTS)
+    processes = PartialState(cpu=settings.on_cpu)
+    if processes.is_main_process:
+        begin_or_continue(settings, recipe, {"samples": count, "first": first})
+        remove_broken_checkpoints(folder / CHECKPOINTS)
+    processes.wait_for_everyone()
     if is_finished(folder) and (product / METRICS).is_file():
         metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
         return Outcome(product, metrics, recipe.max_steps, earlier=True)
@@ -90,9 +94,10 @@ def train_tower(
     for name, parameter in lesson.model.named_parameters():
         parameter.requires_grad_("vision_tower" in name)
     stop = StopOnSignal(lambda flag: flag)
+    schedule = Schedule.of(recipe, count, processes.num_processes)
     trainer = TowerTrainer(
         model=lesson,
-        args=training_arguments(settings, recipe, Schedule.of(recipe, count, devices=1), "fp32", evaluates=False),
+        args=training_arguments(settings, recipe, schedule, "fp32", evaluates=False),
         train_dataset=PatchPictures(processor.image_processor, _patches(lesson.model), first, count),
         callbacks=[Report(folder, on_step, on_figures), stop, GuardGradients()],
     )
@@ -107,11 +112,13 @@ def train_tower(
     if stop.received is not None and step < recipe.max_steps:
         return Outcome(None, {}, step, stop.received)
     metrics = {"step": step, **_finish(lesson, processor, recipe.seed)}
-    with new_folder(product, replace=True) as scratch:
-        save_checkpoint(lesson.model, processor, scratch)
-        write_text(scratch / RECIPE, recipe.to_json())
-        write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
-    finish_record(folder)
+    if processes.is_main_process:
+        with new_folder(product, replace=True) as scratch:
+            save_checkpoint(lesson.model, processor, scratch)
+            write_text(scratch / RECIPE, recipe.to_json())
+            write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
+        finish_record(folder)
+    processes.wait_for_everyone()
     return Outcome(product, metrics, step)
 
 
