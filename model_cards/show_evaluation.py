@@ -2,8 +2,8 @@
 
 python model_cards/show_evaluation.py runs/suite
 
-Writes results/evaluation.json, a contact sheet of every kind of question, one of wrong answers, and
-results/failures.md, which lists some of each kind.
+Writes results/evaluation.json and, beside the model card, a contact sheet of every kind of question, one of wrong
+answers, and failures.md, which lists some of each kind.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers_lladav import BUNDLED_CHECKPOINT
+from transformers_lladav.cards import SHEETS
 from transformers_lladav.contact_sheets import SheetRow, contact_sheet
 from transformers_lladav.eval_asking import Answer
 from transformers_lladav.eval_folder import read_answers
@@ -22,7 +24,7 @@ from transformers_lladav.files import write_text
 from transformers_lladav.media import media_parts
 from transformers_lladav.result_tables import KIND_NAMES, is_of_suite
 
-FOLDER = Path(__file__).resolve().parent
+RESULT_FILE = Path(__file__).resolve().parent / "results" / "evaluation.json"
 SHOWN_SPLIT = "suite:test"
 COLUMNS, TILE = 6, 200
 FAILURES = 24
@@ -149,21 +151,23 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="written by lladav eval --blind --output FOLDER")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="with results/ and assets/ (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULT_FILE, help="result file (default: %(default)s)")
+    parser.add_argument(
+        "--card", type=Path, default=BUNDLED_CHECKPOINT, help="folder of the card (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         document, tasks, answers = open_evaluation(options.folder)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    results, assets = options.output / "results", options.output / "assets"
-    sheets = {"suite.png": first_of_kinds(tasks, answers, 2), "failures.png": some_failures(answers, FAILURES)}
-    for name, shown in sheets.items():
+    of_all, of_wrong, listed = SHEETS
+    for name, shown in {of_all: first_of_kinds(tasks, answers, 2), of_wrong: some_failures(answers, FAILURES)}.items():
         if shown:
             sheet = contact_sheet([row_of(tasks, answer) for answer in shown], columns=COLUMNS, tile=TILE)
-            sheet.quantize(255, dither=0).save(assets / name, optimize=True)
-    write_text(results / "failures.md", failures_text(document, tasks, answers))
-    write_text(results / "evaluation.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            sheet.quantize(255, dither=0).save(options.card / name, optimize=True)
+    write_text(options.card / listed, failures_text(document, tasks, answers))
+    write_text(options.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -36,6 +36,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 TITLES = {"bundled": "A tiny LLaDA-V"}  # of a folder that is not published; the others are called as their folder is
 TAGS = ["lladav", "masked-diffusion", "vision-language-model"]
 
+# Beside the card of the small model: questions of every kind with their answers, wrong answers, and a list of these.
+SHEETS = ("suite.png", "failures.png", "failures.md")
+
 
 def card_folder() -> Path:
     """Where templates, the paper's figures and our results lie: in an installed package, or in the repository."""
@@ -296,6 +299,7 @@ def _describe_bundled(folder: Path, base_model: str | None) -> tuple[ModelCardDa
         "stages": "",
         "decoding": "",
         "infilling": "",
+        "sheets": shipped and all((folder / name).is_file() for name in SHEETS),
     }
     if shipped:
         decoding = read_data("results/decoding.json")
