@@ -97,7 +97,9 @@ def test_questions_are_padded_on_the_left_and_end_before_their_answers(workshop)
     ids, mask = together.inputs["input_ids"], together.inputs["attention_mask"]
     for row, present, example in zip(ids, mask, together.examples, strict=True):
         assert (present.diff() >= 0).all()
-        assert tokenizer.decode(row[(present == 1) & (row != shown)]) == f"{example.messages[0]['content'][-1]['text']}\n"
+        assert (
+            tokenizer.decode(row[(present == 1) & (row != shown)]) == f"{example.messages[0]['content'][-1]['text']}\n"
+        )
     assert mask.sum(dim=1).max() == ids.shape[1]
 
 

@@ -82,6 +82,12 @@ _WITH_CHATS: dict[str, Any] = {
     "max_length": 448,
 }  # fmt: skip
 
+# Kinds of question, those that take two looks most often.
+_TWO_LOOKS = {
+    "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 4.0, "comparison": 3.0,
+    "dialogue": 2.0,
+}  # fmt: skip
+
 
 def _stage(name: str, description: str, steps: int, **changes: Any) -> Recipe:
     return Recipe(**{**vars(_TINY), "name": name, "description": description, "max_steps": steps, **changes})
@@ -176,15 +182,14 @@ STAGES: tuple[TinyStage, ...] = (
         turns=10,
         first=900_000_000,
         texts={"facts": 0.05, "relations": 0.15, "whole": 0.25},
-        kinds={
-            "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 4.0,
-            "comparison": 3.0, "dialogue": 2.0,
-        },
+        kinds=_TWO_LOOKS,
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture, in chats.", 600, conversation_mask=True),
-        families={"scene": 6.0, "sign": 1.5, "chart": 2.0},
-        texts={"facts": 0.05, "relations": 0.05, "whole": 0.2},
+        _stage("stage2", "Questions about one picture, in chats.", 1500, conversation_mask=True, max_length=448),
+        families={"scene": 7.0, "sign": 1.5, "chart": 2.0},
+        turns=8,
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.25},
+        kinds=_TWO_LOOKS,
     ),
     TinyStage(
         _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=5e-4, schedule="cosine"),
