@@ -59,8 +59,8 @@ class Collator:
         answer_canvas: fill a sample's last answer up with the token that ends it, in a completion the line feed, to a
             multiple of so many tokens, as `generate` writes it, so that the number of masks does not tell how long it
             is (LLaDA, arXiv:2502.09992, section 2.3, learns ends in the same way). Each counts `END_WEIGHT` of an
-            answer's token. One of several lengths is drawn for every answer, for a model that is to answer on any of
-            them.
+            answer's token. One of several lengths is drawn for every answer, of those that hold it, for a model that
+            is to answer on any of them.
         canvas_turns: fill up the last answer, or all of them: in a conversation of several short ones that are
             learned at once, each then looks as it does when it is written.
         block_noise: hide answers as `generate` meets them with this block length, each by draws of its own, and not
@@ -241,7 +241,9 @@ class Collator:
             return row  # somebody else has the last word, or it was cut
         generator = self._generator(row.number, "canvas")
         for start, end in reversed(answers if self.canvas_turns == "all" else answers[-1:]):
-            canvas = self._canvases[int(torch.randint(len(self._canvases), (1,), generator=generator))]
+            # Were an answer put on several short canvases, their number would tell how long it is.
+            holding = [canvas for canvas in self._canvases if canvas >= end - start] or [max(self._canvases)]
+            canvas = holding[int(torch.randint(len(holding), (1,), generator=generator))]
             count = (start - end) % canvas
             if self.max_length is not None:
                 count = min(count, self.max_length - len(row))
