@@ -318,14 +318,15 @@ def test_every_answer_gets_a_canvas_where_all_are_to(processor):
     assert every.turns[first[0] : first[1]].tolist() == [0] * (first[1] - first[0])
 
 
-def test_one_of_several_canvases_is_drawn_for_every_answer(processor):
-    sizes = (8, 16, 64)
+@pytest.mark.parametrize("sizes", [(8, 16, 64), (2, 16, 64), (2, 3)], ids=["all hold them", "some do", "none does"])
+def test_one_of_the_canvases_that_hold_an_answer_is_drawn_for_it(sizes, processor):
     collator = Collator(processor, answers_only=True, answer_canvas=sizes, canvas_turns="all")
     words = (Collator(processor, answers_only=True).prepare(TURNS).labels != IGNORED).int()
     edges = torch.diff(words, prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
     lengths = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    expected = {tuple(-(-length // size) * size for length, size in zip(lengths, drawn, strict=True))
-                for drawn in itertools.product(sizes, repeat=2)}  # fmt: skip
+    assert all(3 < length <= 8 for length in lengths)
+    holding = [[size for size in sizes if size >= length] for length in lengths]
+    expected = set(itertools.product(*(fit or [-(-n // 3) * 3] for n, fit in zip(lengths, holding, strict=True))))
     found = set()
     for epoch in range(100):
         row, again = (collator.prepare(numbered([TURNS], epoch)[0]) for _ in range(2))
