@@ -44,7 +44,8 @@ from .tiny_model import TinySizes, build_model, build_processor
 from .train import Outcome, Run, TrainingData
 from .train_tower import train_tower
 
-# Answers are written on canvases of any length, which must not tell how long they are.
+# Answers are written on canvases of any length, which must not tell how long they are; the last stage has most of them
+# on the one that `generate` takes by default.
 CANVASES = (8, 8, 8, 8, 8, 8, 16, 48)
 # The rate goes to 0 in the last stages alone: those before them are followed by something else to learn.
 _TINY = Recipe(
@@ -198,11 +199,15 @@ STAGES: tuple[TinyStage, ...] = (
         texts={"facts": 0.05, "relations": 0.05, "whole": 0.15},
     ),
     TinyStage(
-        _stage("stage3", "Answers with and without reasoning.", 1500, learning_rate=4e-4, schedule="cosine"),
-        families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.0},
+        _stage(
+            "stage3", "Answers with and without reasoning.", 1800, learning_rate=5e-4, schedule="cosine",
+            answer_canvas=(8, 48, 48), max_length=384,
+        ),
+        families={"scene": 6.0, "sign": 2.0, "chart": 2.0, "change": 2.0},
+        turns=4,
         first=200_000_000,
-        texts={"whole": 0.15},
-        reasoned=0.4,
+        texts={"relations": 0.03, "whole": 0.15},
+        reasoned=0.45,
     ),
 )  # fmt: skip
 
