@@ -193,16 +193,15 @@ def test_the_committed_result_holds_what_the_readme_says():
     for arm in document["arms"].values():
         assert arm["base_sha256"] == document["base_sha256"]
         assert arm["answers_without_adapter"]["as_before"] == arm["answers_without_adapter"]["questions"]
-    # Before, it names no pictogram; what is right are guesses of "nothing" and of places.
+    # Before, it names no pictogram; what is right are "nothing", places and counts.
     before = document["before"]["test"]
-    assert before["kinds"]["what"]["correct"] == before["kinds"]["count"]["correct"] == 0
-    assert before["correct"] / before["questions"] < 0.2
+    assert before["kinds"]["what"]["correct"] == 0
+    assert before["correct"] / before["questions"] < 0.5
     kept = document["arms"]["pictograms and scenes"]
     assert kept["after"]["test"]["correct"] / kept["after"]["test"]["questions"] >= 0.9
     assert kept["seconds"] <= 20 * 60
 
 
-@pytest.mark.xfail(strict=True, reason="the committed run is of the checkpoint before this one, as the README says")
 def test_the_committed_result_is_of_the_shipped_checkpoint():
     document = json.loads((FOLDER / "results" / "finetuning.json").read_text())
     assert document["base_sha256"]["file"] == measure.file_fingerprint(measure.WEIGHTS)
