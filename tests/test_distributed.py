@@ -303,6 +303,12 @@ def test_a_tiny_stage_in_two_processes_is_the_one_in_one(tiny):
     assert [recipe["device_batch_size"] for recipe in recipes] == [4, 2]
 
 
+def test_processes_know_of_each_other(tiny):
+    facts = {path.name: json.loads(path.read_text()) for path in tiny["two"].glob("facts-*.json")}
+    same = {"sum": 3, "any": [True, False]}
+    assert facts == {"facts-0.json": same, "facts-1.json": same}
+
+
 def test_two_processes_train_the_tower_together(tiny):
     """On the same pictures; each takes the mean over its own patches, so that the losses are not quite the same."""
     first, second = (

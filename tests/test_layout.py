@@ -101,14 +101,16 @@ MAY_IMPORT = {
     "trainable": {"recipes"},
     "held_out": {"media"},
     "run_records": set(),
-    "run_settings": {"files", "recipes", "run_records"},
+    "processes": set(),
+    "run_settings": {"files", "processes", "recipes", "run_records"},
     "training_model": {"adapter_fit", "quantization", "recipes", "trainable"},
-    "training_callbacks": {"files", "trainable"},
+    "training_callbacks": {"files", "processes", "trainable"},
     "trainer": {"batches", "collation", "files", "held_out", "recipes", "samples", "trainable"},
     "training_results": {"adapter_fit", "cards", "files", "publishing", "recipes", "trainer", "training_model"},
     "train": {
         "data",
         "held_out",
+        "processes",
         "record_files",
         "recipes",
         "run_settings",
@@ -178,6 +180,7 @@ MAY_IMPORT = {
     "tiny_model": SHIPPED | {"suite"},
     "train_tower": {
         "files",
+        "processes",
         "publishing",
         "recipes",
         "run_settings",
@@ -188,11 +191,12 @@ MAY_IMPORT = {
         "training_results",
     },
     "tiny_stages": SHIPPED
-    | {"files", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model", "train", "train_tower"},
+    | {"files", "processes", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model"}
+    | {"train", "train_tower"},
     "tiny_results": SHIPPED
     | {"files", "publishing", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
     | {"training_callbacks", "training_results"},
-    "cli_tiny": {"cli_console", "cli_training", "tiny_results", "tiny_stages"},
+    "cli_tiny": {"cli_console", "cli_training", "processes", "tiny_results", "tiny_stages"},
     "twins": {
         "batches",
         "collation",

@@ -305,14 +305,6 @@ def test_every_field_has_its_effect(name, data, tmp_path):
     assert look(Run(settings, replace(base, **{name: value})).trainer()) == expected
 
 
-@pytest.mark.parametrize(
-    ("device", "there", "on_cpu"), [("auto", False, True), ("auto", True, False), ("cpu", True, True)]
-)
-def test_a_run_knows_that_it_is_on_a_cpu(device, there, on_cpu, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
-    assert settings_of(data, tmp_path, device=device).on_cpu is on_cpu
-
-
 def test_a_seed_has_its_order(data, tmp_path):
     """And it is that of the training batches, not of Trainer's own sampler."""
     run = Run(settings_of(data, tmp_path), quick_recipe(seed=5))

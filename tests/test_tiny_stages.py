@@ -30,7 +30,7 @@ SMALL = TinySizes(vision_hidden=16, vision_layers=1, text_hidden=16, text_layers
 
 def quick(stage):
     """The stage with two steps of four samples, and a checkpoint after each."""
-    changes = {"max_steps": 2, "global_batch_size": 4, "device_batch_size": 4, "checkpoint_every": 1}
+    changes = {"max_steps": 2, "global_batch_size": 4, "checkpoint_every": 1}
     return replace(stage, recipe=replace(stage.recipe, **changes))
 
 

@@ -36,14 +36,12 @@ def tiny(
     With several processes: torchrun --nproc_per_node 2 -m transformers_lladav train tiny ...
     """
     with loading(show=False):
-        import torch
-        from accelerate import PartialState
-
+        from .processes import training_processes
         from .tiny_results import write_checkpoint, write_record
         from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
-    is_main = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    is_main = training_processes().is_main_process
     ahead = next_stage(run)
     until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
     if is_main:

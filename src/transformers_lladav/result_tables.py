@@ -100,7 +100,7 @@ def stages_table(document: dict[str, Any]) -> str:
             f"| {stage['seconds'] / 60:.0f} | {stage['cpu_seconds'] / 60:.0f} |"
         )
     minutes, cpu_minutes = (sum(stage[name] for stage in stages) / 60 for name in ("seconds", "cpu_seconds"))
-    # A run that goes on counts what draws the pictures only once it has ended.
+    # Processes that draw pictures are counted once they have ended, which is after the last record.
     counted = (
         f"{minutes:.0f} minutes in all, {cpu_minutes:.0f} of CPU time without the processes that draw the pictures"
     )

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from .files import write_text
+from .processes import on_cpu
 from .recipes import Recipe
 from .run_records import differences
 
@@ -59,11 +60,6 @@ class RunSettings:
     device: Literal["auto", "cpu"] = "auto"
     report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     trust_remote_code: bool = False
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the run is on CPUs; several processes find each other only if they are told."""
-        return self.device == "cpu" or not torch.accelerator.is_available()
 
     def read_options(self) -> dict[str, Any]:
         """How records are read."""
@@ -174,7 +170,7 @@ def training_arguments(
         # A batch of pictures without newlines gives them no gradient, and the tower's last norm never gets one.
         ddp_find_unused_parameters=not {"newline", "vision_tower"}.isdisjoint(recipe.trains),
         disable_tqdm=True,
-        use_cpu=settings.on_cpu,
+        use_cpu=on_cpu(settings.device),
         accelerator_config={"dispatch_batches": False},  # see `streams.Stream`
         report_to="wandb" if settings.report_to == "wandb" else "none",
         **(_evaluation(recipe, schedule) if evaluates else {}),

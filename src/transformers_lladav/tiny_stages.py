@@ -31,11 +31,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from . import suite
 from .files import new_folder
+from .processes import training_processes
 from .publishing import save_checkpoint
 from .recipes import PARTS, Recipe
 from .run_settings import RUN, RunSettings, is_finished
@@ -57,7 +55,6 @@ _TINY = Recipe(
     schedule="constant",
     weight_decay=0.01,
     global_batch_size=16,
-    device_batch_size=16,
     max_length=320,
     packing=True,
     precision="fp32",
@@ -127,7 +124,7 @@ STAGES: tuple[TinyStage, ...] = (
         _stage(
             "tower", "The vision tower learns to see, in place of SigLIP2's own training.", 4000,
             trains=("vision_tower",), learning_rate=1.5e-3, vision_learning_rate=None, schedule="cosine",
-            global_batch_size=64, device_batch_size=64,
+            global_batch_size=64,
         ),
         first=1_000_000_000,
     ),
@@ -265,7 +262,7 @@ def train_stages(
         The stages' outcomes; the last one is an interrupted one if a signal came.
     """
     source = folder / "start"
-    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
+    with training_processes().main_process_first():
         if not source.is_dir():
             sizes = TinySizes() if sizes is None else sizes
             processor = build_processor(sizes)
@@ -309,7 +306,7 @@ def _is_compiled(output: Path, wanted: bool) -> bool:
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:
     data = f"suite, version {SUITE_VERSION}"
     settings = RunSettings(str(source), data, output, workers=workers, report_to="none")
-    together = stage.recipe.global_batch_size // PartialState(cpu=settings.on_cpu).num_processes
+    together = stage.recipe.global_batch_size // training_processes(settings.device).num_processes
     stage = replace(stage, recipe=replace(stage.recipe, device_batch_size=together))
     if stage.is_of_tower:
         return train_tower(settings, stage.recipe, stage.first, **report)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoProcessor, EarlyStoppingCallback
 
 from .data import Examples
 from .held_out import choose_questions
+from .processes import any_process, training_processes
 from .recipes import Recipe
 from .record_files import Progress
 from .run_settings import (
@@ -188,10 +188,8 @@ class Run:
         data: TrainingData | None = None,
     ) -> None:
         _check_packages(settings.report_to)
-        from accelerate import PartialState
-
         self.settings, self.recipe = settings, recipe
-        self.state = PartialState(cpu=settings.on_cpu)
+        self.state = training_processes(settings.device)
         processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
         with self.state.main_process_first():
             self.data = data or load_data(
@@ -264,7 +262,7 @@ class Run:
         if is_finished(folder) and (product / METRICS).is_file():
             metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
             return Outcome(product, metrics, self.schedule.steps, earlier=True)
-        stop = StopOnSignal(self._any_process)
+        stop = StopOnSignal(any_process)
         callbacks = [Report(folder, on_step, on_figures), stop, *(_tensorboard(self.settings) if self.is_main else [])]
         trainer = self.trainer(callbacks)
         last = last_checkpoint(folder / CHECKPOINTS)
@@ -280,13 +278,6 @@ class Run:
         if self.is_main:
             finish_record(folder)
         return Outcome(product, metrics, step)
-
-    def _any_process(self, flag: bool) -> bool:
-        if self.state.num_processes == 1:
-            return flag
-        flags = torch.tensor([int(flag)], device=self.state.device)
-        torch.distributed.all_reduce(flags)
-        return bool(flags.item())
 
 
 def is_sharded() -> bool:

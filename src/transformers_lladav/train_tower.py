@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 
 from .files import new_folder, write_text
+from .processes import any_process, training_processes
 from .publishing import save_checkpoint
 from .recipes import Recipe
 from .run_settings import (
@@ -80,7 +81,7 @@ def train_tower(
     folder, product = settings.output, settings.output / MODEL
     assert recipe.max_steps is not None
     count = recipe.max_steps * recipe.global_batch_size
-    processes = PartialState(cpu=settings.on_cpu)
+    processes = training_processes(settings.device)
     if processes.is_main_process:
         begin_or_continue(settings, recipe, {"samples": count, "first": first})
         remove_broken_checkpoints(folder / CHECKPOINTS)
@@ -93,7 +94,7 @@ def train_tower(
     lesson = TowerLesson(AutoModelForImageTextToText.from_pretrained(settings.model, dtype=torch.float32))
     for name, parameter in lesson.model.named_parameters():
         parameter.requires_grad_("vision_tower" in name)
-    stop = StopOnSignal(lambda flag: flag)
+    stop = StopOnSignal(any_process)
     schedule = Schedule.of(recipe, count, processes.num_processes)
     trainer = TowerTrainer(
         model=lesson,
@@ -113,13 +114,18 @@ def train_tower(
         return Outcome(None, {}, step, stop.received)
     metrics = {"step": step, **_finish(lesson, processor, recipe.seed)}
     if processes.is_main_process:
-        with new_folder(product, replace=True) as scratch:
-            save_checkpoint(lesson.model, processor, scratch)
-            write_text(scratch / RECIPE, recipe.to_json())
-            write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
-        finish_record(folder)
+        _write(folder, lesson.model, processor, recipe, metrics)
     processes.wait_for_everyone()
     return Outcome(product, metrics, step)
+
+
+def _write(folder: Path, model: Any, processor: Any, recipe: Recipe, metrics: dict[str, Any]) -> None:
+    """The product of a run, after which the run is done."""
+    with new_folder(folder / MODEL, replace=True) as scratch:
+        save_checkpoint(model, processor, scratch)
+        write_text(scratch / RECIPE, recipe.to_json())
+        write_text(scratch / METRICS, json.dumps(metrics, indent=2) + "\n")
+    finish_record(folder)
 
 
 def _patches(model: Any) -> int:

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from .files import write_text
+from .processes import summed
 from .trainable import check_trainable
 
 LOG = "log.jsonl"
@@ -146,10 +147,7 @@ class Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell figures and write them down."""
         clock, processors = (now - since for now, since in zip(_times(), self._since, strict=True))
-        if args.world_size > 1:  # every process logs at the same steps
-            own = torch.tensor([processors], device=args.device)
-            torch.distributed.all_reduce(own)
-            processors = own.item()
+        processors = summed(processors)  # every process logs at the same steps
         if not state.is_world_process_zero or not state.log_history:
             return
         record = state.log_history[-1]
