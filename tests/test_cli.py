@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
+import typer
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from test_adapters import load_base, save, train
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli
@@ -38,7 +40,7 @@ def picture(tmp_path_factory):
         ),
         (["chat", "--help"], ["PICTURE", "--model", "--adapter", "--preset"]),
         (["eval", "--help"], ["--tasks", "--limit", "--blind", "--output"]),
-        (["train", "tiny", "--help"], ["--run", "--all-stages", "--output", "--compile"]),
+        (["train", "tiny", "--help"], ["--runs", "--all-stages", "--output", "--compile"]),
         (["train", "--help"], ["lora", "qlora", "full", "projector", "stage1", "stage3b", "tiny", "configs"]),
         (["merge", "--help"], ["ADAPTER", "OUTPUT", "--model", "--dtype"]),
         (
@@ -51,6 +53,29 @@ def test_help_names_what_there_is(arguments, words):
     run = lladav(*arguments)
     assert run.returncode == 0
     assert all(word in run.stdout for word in words)
+
+
+SEVERAL_PROCESSES = [["train"], ["eval"]]  # commands that torchrun starts, with those below them
+
+
+def options_of(command):
+    """The options of a command and of all below it."""
+    below = getattr(command, "commands", {}).values()
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*map(options_of, below))
+
+
+@pytest.mark.parametrize("path", SEVERAL_PROCESSES)
+def test_torchrun_passes_every_option_on(path):
+    """It takes what begins like several of its own options for one of them, wherever it stands."""
+    command = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]
+    options = sorted(name for name in options_of(command) if name.startswith("-"))
+    assert {"train": "--all-stages", "eval": "--blind"}[path[-1]] in options
+    for option in options:
+        rest = [*path, option, "value"]
+        assert get_args_parser().parse_args(["-m", "transformers_lladav", *rest]).training_script_args == rest
 
 
 def test_ask_prints_the_answer_and_its_cost(picture):

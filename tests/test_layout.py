@@ -105,7 +105,7 @@ MAY_IMPORT = {
     "run_settings": {"files", "processes", "recipes", "run_records"},
     "training_model": {"adapter_fit", "quantization", "recipes", "trainable"},
     "training_callbacks": {"files", "processes", "trainable"},
-    "trainer": {"batches", "collation", "files", "held_out", "recipes", "samples", "trainable"},
+    "trainer": {"batches", "collation", "files", "held_out", "processes", "recipes", "samples", "trainable"},
     "training_results": {"adapter_fit", "cards", "files", "publishing", "recipes", "trainer", "training_model"},
     "train": {
         "data",

@@ -64,6 +64,8 @@ def test_recipes_are_found_by_name():
             {"prompt": "plain", "eval_answers": 0, "answers_only": False},
             "is never asked, which answer_canvas=64 is for",
         ),
+        ({"chat_share": 0.5}, 'chats among completions; pass prompt="completion" as well, or chat_share=0'),
+        ({"prompt": "completion", "chat_share": -0.5}, r"chat_share=-0\.5; a share is from 0 to 1"),
         ({"train_on_padding": True}, "both learn what comes after an answer; pass answer_canvas=null"),
         ({"answer_canvas": 0}, "answer_canvas=0; pass at least 1"),
         ({"best_by": "exact_match", "eval_answers": 0}, "pass eval_answers=64"),
@@ -81,6 +83,15 @@ def test_recipes_are_found_by_name():
 def test_recipes_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"name": "mine", "description": "", "trains": ("projector",), **fields})
+
+
+def test_completions_some_of_which_are_chats_have_answers_to_learn_and_to_measure():
+    """Which completions alone have not: see the cases above."""
+    fields = {"prompt": "completion", "answers_only": True, "eval_answers": 8}
+    with pytest.raises(ValueError, match="answers_only=True"):
+        Recipe("mine", "", ("projector",), **fields)
+    recipe = Recipe("mine", "", ("projector",), chat_share=0.1, **fields)
+    assert (recipe.answers_only, recipe.eval_answers) == (True, 8)
 
 
 @pytest.mark.parametrize(

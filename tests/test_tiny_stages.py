@@ -173,7 +173,7 @@ def command(monkeypatch):
 
 
 def test_the_command_trains_the_next_stage_and_names_the_one_after(command, tmp_path):
-    result = command("--run", tmp_path)
+    result = command("--runs", tmp_path)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "tower" / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "stage1").exists()
@@ -183,7 +183,7 @@ def test_the_command_trains_the_next_stage_and_names_the_one_after(command, tmp_
 
 def test_the_command_ends_with_a_checkpoint(run, command, tmp_path):
     folder, output = run[0], tmp_path / "checkpoint"
-    result = command("--run", folder, "--all-stages", "--output", output)
+    result = command("--runs", folder, "--all-stages", "--output", output)
     assert result.exit_code == 0, result.output
     assert result.output.count("done") == len(STAGES)
     assert f"Written to {output}" in result.output
@@ -192,7 +192,7 @@ def test_the_command_ends_with_a_checkpoint(run, command, tmp_path):
 
 def test_an_interrupted_command_says_how_to_go_on(command, tmp_path):
     stopped = SimpleNamespace(interrupted="SIGTERM", product=None)
-    result = command("--run", tmp_path, stages=lambda *_, **__: [stopped])
+    result = command("--runs", tmp_path, stages=lambda *_, **__: [stopped])
     assert result.exit_code == STOPPED
     assert "Stopped by SIGTERM; repeat the command to go on." in result.output
 

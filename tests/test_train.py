@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -33,6 +34,7 @@ from training_runs import (
 )
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVForMaskedDiffusion
 from transformers_lladav.batches import TrainingBatches
+from transformers_lladav.cli_training import STOPPED
 from transformers_lladav.record_files import DataError
 from transformers_lladav.samples import Numbered
 from transformers_lladav.train import ENOUGH_TO_HOLD_OUT, Run
@@ -220,6 +222,33 @@ def test_a_signal_saves_and_stops(number, data, uninterrupted, tmp_path):
     assert not (settings.output / "adapter").exists()
     train(settings, quick_recipe())
     assert_same_run(settings.output, uninterrupted)
+
+
+SLOW_DATA = """
+import os, time
+from transformers_lladav.collation import Collator
+collate = Collator.__call__
+def slowly(self, features):
+    time.sleep(2)
+    return collate(self, features)
+Collator.__call__ = slowly
+os.setpgrp()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="workers cannot tell who sent a signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_spares_those_that_load_data(number, data, uninterrupted, tmp_path):
+    """As torchrun sends it, and a terminal where Ctrl-C is pressed; the run is waiting for data then."""
+    folder = tmp_path / "run"
+    process = start(command_line("lora", data, folder, "--workers", "2"), SLOW_DATA)
+    while not (folder / "checkpoints" / "checkpoint-2" / "complete").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    assert process.wait(300) == STOPPED, process.stderr.read()
+    assert steps_of(folder) == [2, 3]
+    train(settings_of(data, folder, workers=2), quick_recipe())
+    assert_same_run(folder, uninterrupted)
 
 
 def test_an_evaluation_that_a_signal_left_no_time_for_is_made_up(data, held_out, evaluated, tmp_path):
@@ -472,6 +501,18 @@ def test_samples_that_cannot_be_used_are_left_out_and_counted(tmp_path):
     assert run.data.facts == {"samples": 4, "tokens": tokens, "held_out": 0, "left_out": 1, "cut": 0}
 
 
+@pytest.mark.parametrize(("share", "same_as"), [(0.0, "completion"), (0.1, "chat")])
+def test_samples_are_as_long_as_their_longest_form(share, same_as, data, tmp_path):
+    """A sample that may be a chat needs the room of one, the chat's turn markers included."""
+    recipe = quick_recipe(prompt="completion", chat_share=share, answers_only=False, answer_canvas=None)
+    run = Run(settings_of(data, tmp_path / "run"), recipe)
+    chats = replace(run.trainer().data_collator, prompt="chat", chat_share=0.0)
+    forms = {"chat": chats, "completion": replace(chats, prompt="completion")}
+    lengths = {name: [len(form.prepare(example)) for example in run.data.train] for name, form in forms.items()}
+    assert run.data.lengths == lengths[same_as]
+    assert min(map(int.__sub__, lengths["chat"], lengths["completion"])) > 0
+
+
 def test_exact_match_needs_held_out_data(data, tmp_path):
     with pytest.raises(ValueError, match="needs held-out data; give --eval-data or --hold-out"):
         Run(settings_of(data, tmp_path / "run"), quick_recipe(best_by="exact_match", eval_answers=2))
@@ -539,7 +580,7 @@ def test_no_logs_for_tensorboard_if_not_wanted(uninterrupted):
     [
         ("tensorboard", "tensorboard", r"pip install 'transformers_lladav\[train\]', or pass --report-to none"),
         ("wandb", "wandb", r"pip install wandb, or pass --report-to none"),
-        ("accelerate", "none", r"fine-tuning: accelerate is missing; pip install 'transformers_lladav\[train\]'"),
+        ("accelerate", "none", r"training: accelerate is missing; pip install 'transformers_lladav\[train\]'"),
     ],
 )
 def test_packages_that_are_missing(package, report_to, message, data, tmp_path, monkeypatch):

@@ -15,14 +15,14 @@ from .cli_training import STOPPED, figures_above, step_bar, use_threads
 
 
 def tiny(
-    run: Annotated[
-        Path, typer.Option("--run", metavar="DIR", help="Folder of the runs; those found there go on.")
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs; those found there go on.")
     ] = Path("runs/tiny"),
     all_stages: Annotated[
         bool, typer.Option("--all-stages", help="Go through all stages, to the checkpoint.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="For the checkpoint; by default in --run.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="For the checkpoint; by default in --runs.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
@@ -42,24 +42,24 @@ def tiny(
 
         use_threads(threads)
     is_main = training_processes().is_main_process
-    ahead = next_stage(run)
+    ahead = next_stage(runs)
     until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
     if is_main:
         _print_stages(STAGES, ahead)
     with step_bar(is_main) as bar:
-        outcomes = train_stages(run, until=until, on_stage=_shown_by(bar), workers=workers, compiled=compiled)
+        outcomes = train_stages(runs, until=until, on_stage=_shown_by(bar), workers=workers, compiled=compiled)
     if outcomes[-1].interrupted is not None:
         if is_main:
             err.print(f"Stopped by {outcomes[-1].interrupted}; repeat the command to go on.")
         sys.exit(STOPPED)
     if not is_main:
         return
-    write_record(run, STAGES[:until])
+    write_record(runs, STAGES[:until])
     if until < len(STAGES):
         again = f"Repeat the command for {STAGES[until].recipe.name}, or give --all-stages to train to the end."
         out.print(Text(f"{outcomes[-1].product} is trained. {again}"), soft_wrap=True)
         return
-    folder = write_checkpoint(run, outcomes[-1], output or run / "checkpoint")
+    folder = write_checkpoint(runs, outcomes[-1], output or runs / "checkpoint")
     out.print(Text(f"Written to {folder}; try: lladav ask PICTURE QUESTION --model {folder}"), soft_wrap=True)
 
 

@@ -1,5 +1,9 @@
-"""The processes that train a model together."""
+"""The processes that train a model together, and those that load their data."""
 
+import importlib.util
+import os
+import signal
+import threading
 from typing import Any
 
 import torch
@@ -29,6 +33,8 @@ def training_processes(device: str = "auto") -> Any:
     Raises:
         ImportError: if accelerate is missing.
     """
+    if importlib.util.find_spec("accelerate") is None:
+        raise ImportError("training: accelerate is missing; pip install 'transformers_lladav[train]'")
     from accelerate import PartialState
 
     return PartialState(cpu=on_cpu(device))
@@ -60,3 +66,25 @@ def any_process(flag: bool) -> bool:
         The same on all of them.
     """
     return summed(flag) > 0
+
+
+def shield_worker(number: int) -> None:
+    """Let a process that loads data end only when the one that trains says so; a `worker_init_fn`.
+
+    torchrun, batch systems and terminals send SIGTERM or Ctrl-C to all processes at once, but a run that saves and
+    stops needs its workers until then.
+
+    Args:
+        number: of the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent a signal; macOS and Windows have none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_parent, daemon=True).start()
+
+
+def _end_for_the_parent() -> None:
+    """Wait for SIGTERM from the process that this one was started by."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

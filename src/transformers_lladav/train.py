@@ -289,15 +289,13 @@ def is_sharded() -> bool:
 
 
 def _check_packages(report_to: str) -> None:
-    """Find out before anything is loaded whether all that a run needs is installed."""
+    """Find out before anything is loaded whether what logs a run is installed."""
     train = "'transformers_lladav[train]'"
-    needed = {"accelerate": ("fine-tuning", train, "")}
-    other = ", or pass --report-to none (log.jsonl has all figures in any case)"
-    needed |= {"tensorboard": {"tensorboard": ("logs for TensorBoard", train, other)},
-               "wandb": {"wandb": ("logs for wandb", "wandb", other)}}.get(report_to, {})  # fmt: skip
-    for package, (what, install, instead) in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{what}: {package} is missing; pip install {install}{instead}")
+    needed = {"tensorboard": ("logs for TensorBoard", train), "wandb": ("logs for wandb", "wandb")}
+    if report_to in needed and importlib.util.find_spec(report_to) is None:
+        what, install = needed[report_to]
+        other = "or pass --report-to none (log.jsonl has all figures in any case)"
+        raise ImportError(f"{what}: {report_to} is missing; pip install {install}, {other}")
 
 
 def _tensorboard(settings: RunSettings) -> list[Any]:

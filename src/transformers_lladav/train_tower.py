@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 
 from .files import new_folder, write_text
-from .processes import any_process, training_processes
+from .processes import any_process, shield_worker, training_processes
 from .publishing import save_checkpoint
 from .recipes import Recipe
 from .run_settings import (
@@ -53,9 +53,13 @@ class TowerTrainer(WholeCheckpoints):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pictures in the order of their numbers."""
         assert self.train_dataset is not None
-        workers = self.args.dataloader_num_workers
         return self.accelerator.prepare(
-            DataLoader(self.train_dataset, self.args.per_device_train_batch_size, num_workers=workers)
+            DataLoader(
+                self.train_dataset,
+                self.args.per_device_train_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                worker_init_fn=shield_worker,
+            )
         )
 
 

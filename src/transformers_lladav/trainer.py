@@ -19,6 +19,7 @@ from .batches import TrainingBatches
 from .collation import Collator
 from .files import write_text
 from .held_out import HeldOutQuestion, answer_questions
+from .processes import shield_worker
 from .recipes import Recipe
 from .samples import Numbered
 from .trainable import parameter_groups
@@ -127,6 +128,7 @@ class DiffusionTrainer(WholeCheckpoints):
             "collate_fn": self.data_collator,
             "num_workers": self.args.dataloader_num_workers,
             "persistent_workers": self.args.dataloader_num_workers > 0,
+            "worker_init_fn": shield_worker,
             "pin_memory": self.args.dataloader_pin_memory,
             # Its own: workers that outlive an epoch draw no seed for the next one, but those of a resumed run do.
             "generator": torch.Generator().manual_seed(self.recipe.seed),
@@ -154,6 +156,7 @@ class DiffusionTrainer(WholeCheckpoints):
                 sampler=SequentialSampler(data),
                 collate_fn=self.eval_collator,
                 num_workers=self.args.dataloader_num_workers,
+                worker_init_fn=shield_worker,
             )
         )
 
