@@ -303,7 +303,8 @@ def test_presets_set_what_they_say_and_arguments_win(small):
     assert (len(output.answers[0]), output.denoising_steps.tolist()) == (32, [32])
     output = ask(preset="MMMU")
     assert (len(output.answers[0]), output.denoising_steps.tolist()) == (2, [2])
-    assert run(small, preset="balanced").answers[0].tolist() == run(small, threshold=0.9).answers[0].tolist()
+    balanced = {"threshold": 0.9, "prompt_refresh_interval": 4}
+    assert run(small, preset="balanced").answers[0].tolist() == run(small, **balanced).answers[0].tolist()
     from transformers_lladav import LladaVGenerationConfig
 
     base = LladaVGenerationConfig(max_new_tokens=8, threshold=0.0, return_dict_in_generate=True)

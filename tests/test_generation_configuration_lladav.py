@@ -63,6 +63,9 @@ from transformers_lladav.sampling_lladav import SamplingSettings
         ({"stop_strings": [3]}, "stop_strings=[3] must be non-empty strings"),
         ({"stop_strings": 3}, "stop_strings=3 must be non-empty strings"),
         ({"stop_strings": ""}, "stop_strings=[''] must be non-empty strings"),
+        ({"prompt_refresh_interval": 0}, "prompt_refresh_interval=0 must be a whole number of at least 1"),
+        ({"prompt_refresh_interval": 2.0}, "prompt_refresh_interval=2.0 must be a whole number of at least 1"),
+        ({"use_cache": "static"}, "use_cache='static' is not known; choose one of prompt, dual, auto"),
         ({"block_lenght": 8}, "generate() does not take 'block_lenght'; did you mean 'block_length'?"),
         ({"temprature": 1.0}, "generate() does not take 'temprature'; did you mean 'temperature'?"),
         ({"num_beams": 4}, "generate() does not take 'num_beams': a denoising loop has no beams"),
@@ -123,6 +126,15 @@ class Rule:
             {"sampler_config": {"_cls_name": "Rule"}},
             "sampler_config has _cls_name='Rule'; choose one of FixedSchedule, ConfidenceThreshold, ConfidenceFactor, "
             "EntropyBound",
+        ),
+        (
+            {"use_cache": "dual"},
+            'use_cache="dual" remembers nothing with prompt_refresh_interval=1; pass prompt_refresh_interval=8, or '
+            "None for a single whole pass",
+        ),
+        (
+            {"use_cache": False, "prompt_refresh_interval": 4},
+            "use_cache=False and prompt_refresh_interval=4 disagree; pass prompt_refresh_interval=1 to remember nothing",
         ),
         (
             {"threshold": 0.9, "remasking": "random"},
@@ -397,6 +409,8 @@ def test_settings_survive_the_json_file(tmp_path):
         # What was a default of transformers once is stored as well.
         {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "no_repeat_ngram_size": 3},
         {"stability_threshold": 0, "confidence_threshold": 0.005},
+        {"prompt_refresh_interval": 4, "use_cache": "dual"},
+        {"prompt_refresh_interval": None},
     ],
     ids=str,
 )
@@ -405,6 +419,7 @@ def test_every_rule_survives_the_json_file(settings, tmp_path):
     config.save_pretrained(tmp_path)
     loaded = LladaVGenerationConfig.from_pretrained(tmp_path)
     assert loaded == config
+    assert loaded.prompt_refresh_interval == config.prompt_refresh_interval
     assert loaded.commit_rule() == config.commit_rule()
     assert {name: getattr(loaded, name) for name in DEFAULTS} == {name: getattr(config, name) for name in DEFAULTS}
     if "sampler_config" in settings:

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 import parity
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion
-from transformers_lladav.modeling_lladav import positions_from_mask
+from transformers_lladav.modeling_text_lladav import positions_from_mask
 
 PROMPTS = parity.by_id("prompts", "prompts")
 CASES = {case["key"].split("/")[1]: case for case in parity.numbers("forward")["cases"]}

@@ -40,6 +40,8 @@ def test_lengths_and_tags_are_those_of_the_paper(name):
         "temperature": 0.0,
         "guidance_scale": 1.0,
         "remasking": "low_confidence",
+        "prompt_refresh_interval": 1,
+        "use_cache": "prompt",
     }
     assert preset.tag == tag
     config = LladaVGenerationConfig(**preset.settings)
@@ -62,15 +64,21 @@ def test_every_preset_is_valid_known_and_described(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"),
-    [("exact", FixedSchedule()), ("balanced", ConfidenceThreshold(0.9)), ("fast", ConfidenceThreshold(0.7))],
+    ("name", "rule", "interval"),
+    [
+        ("exact", FixedSchedule(), 1),
+        ("balanced", ConfidenceThreshold(0.9), 4),
+        ("fast", ConfidenceThreshold(0.9), None),
+    ],
 )
-def test_a_speed_sets_its_rule_whatever_was_set(name, rule):
-    for before in ({}, {"factor": 1.0}, {"entropy_bound": 0.5}, {"sampler_config": EntropyBound(0.5)}):
+def test_a_speed_sets_its_rule_whatever_was_set(name, rule, interval):
+    other = {"prompt_refresh_interval": 7}
+    for before in ({}, {"factor": 1.0}, {"entropy_bound": 0.5, **other}, {"sampler_config": EntropyBound(0.5)}):
         config = LladaVGenerationConfig(max_new_tokens=64, **before)
         config.change(find_preset(name).settings)
         config.validate()
         assert config.commit_rule() == rule
+        assert config.prompt_refresh_interval == interval
         assert config.max_new_tokens == 64
 
 
@@ -85,6 +93,8 @@ def test_nothing_that_was_set_makes_an_exact_preset_less_exact(name):
         no_repeat_ngram_size=3,
         remasking="margin",
         threshold=0.5,
+        prompt_refresh_interval=8,
+        use_cache="dual",
     )
     config.change(find_preset(name).settings)
     plain = LladaVGenerationConfig(**find_preset(name).settings)

@@ -83,8 +83,9 @@ def presets(as_json: JsonOption = False) -> None:
     table = Table("preset", "tokens / block / steps", "other", "tag", "for", box=None, pad_edge=False)
     for name, preset in PRESETS.items():
         lengths = [preset.settings.get(key) for key in ("max_new_tokens", "block_length", "max_denoising_steps")]
-        shown_keys = ("threshold", "stop_strings")
-        other = [f"{key}={preset.settings[key]!r}" for key in shown_keys if preset.settings.get(key)]
+        defaults = {"threshold": None, "stop_strings": None, "prompt_refresh_interval": 1}
+        chosen = {key: preset.settings.get(key, default) for key, default in defaults.items()}
+        other = [f"{key}={value!r}" for key, value in chosen.items() if value != defaults[key]]
         shown = " / ".join(map(str, lengths)) if lengths[0] else ""
         table.add_row(name, shown, ", ".join(other), preset.tag or "", preset.description)
     out.print(table)

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .commit_rules_lladav import Offer, commits_per_step
 from .constraints_lladav import Constraint, permitted_together, restrict_all
+from .forward_passes_lladav import ForwardPasses, LoopInputs
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .sampling_lladav import (
     OfficialDraws,
@@ -53,25 +54,6 @@ class DenoisingStep:
 
 
 @dataclass
-class LoopInputs:
-    """The whole sequences, and which of their positions make up the canvas.
-
-    Attributes:
-        embeds: (batch, length, hidden), pictures in place, masks at the canvas.
-        attention_mask: (batch, length) or None when nothing is padded.
-        slots: (batch, canvas), where in the sequence each position of the canvas stands.
-        present: (batch, canvas), which of them exist; rows with fewer holes have fewer.
-        blind: (batch, length), what guidance hides: the prompt, not the canvas, a suffix or text around holes.
-    """
-
-    embeds: torch.Tensor
-    attention_mask: torch.Tensor | None
-    slots: torch.Tensor
-    present: torch.Tensor
-    blind: torch.Tensor
-
-
-@dataclass
 class LoopExtras:
     """What is asked of a loop beyond its settings.
 
@@ -102,7 +84,7 @@ class DenoisingLoop:
     """Runs one canvas per sample from all masks to an answer, block by block.
 
     Args:
-        model: the [`LladaVForMaskedDiffusion`].
+        passes: run the model.
         inputs: the sequences; `embeds` is written to.
         config: complete settings: ids resolved, values checked.
         block_length: positions denoised together; the last block may be shorter.
@@ -112,14 +94,14 @@ class DenoisingLoop:
 
     def __init__(
         self,
-        model: Any,
+        passes: ForwardPasses,
         inputs: LoopInputs,
         config: LladaVGenerationConfig,
         block_length: int,
         steps_per_block: list[int],
         extras: LoopExtras,
     ) -> None:
-        self.model, self.inputs, self.config, self.extras = model, inputs, config, extras
+        self.passes, self.inputs, self.config, self.extras = passes, inputs, config, extras
         self.block_length, self.max_steps = block_length, max(steps_per_block)
         batch, self.canvas = inputs.slots.shape
         device = inputs.embeds.device
@@ -134,7 +116,7 @@ class DenoisingLoop:
         self.cut_at = self.sequence_stop_at.clone()  # where a stopping criterion ended it
         self.out_of_time = False
         self.steps_taken = torch.zeros(batch, dtype=torch.long, device=device)
-        self.embed = model.get_input_embeddings()
+        self.embed = passes.model.get_input_embeddings()
         self.early = StableAndConfident(config.stability_threshold, config.confidence_threshold, batch)
         self.generators: list[torch.Generator] = []  # nothing is drawn, not even seeds, where nothing is random
         if not extras.official_draws and (config.temperature > 0 or config.remasking == "random"):
@@ -253,7 +235,7 @@ class DenoisingLoop:
         """
         columns = self._columns(block)
         live = self.answer[samples, columns]  # (active, block)
-        prediction = self.predict(samples, columns, competing)
+        prediction = self.predict(samples, columns, competing, step)
         steps = self.steps_per_block[samples]
         offer = Offer(
             confidence=prediction.confidence,
@@ -274,18 +256,20 @@ class DenoisingLoop:
             found = (committed, prediction.tokens, prediction.confidence)
             self.extras.on_step(DenoisingStep(block, step, columns.start, samples, self.answer.clone(), *found))
 
-    def predict(self, samples: torch.Tensor, columns: slice, competing: torch.Tensor) -> Prediction:
+    def predict(self, samples: torch.Tensor, columns: slice, competing: torch.Tensor, step: int) -> Prediction:
         """Candidates for the masked positions of a block.
 
         Args:
             samples: (active,), rows that take part.
             columns: of the block.
             competing: (active, block).
+            step: index of the step inside the block.
 
         Returns:
             Candidates with confidences, (active, block) each.
         """
-        logits = self._logits(samples, columns, competing)  # (competing positions, vocabulary)
+        unfinished = (~self.finished).nonzero()[:, 0]
+        logits = self.passes.logits(samples, unfinished, columns, competing, step)  # (competing positions, vocabulary)
         if self.extras.constraints:
             places = torch.zeros(len(samples), self.canvas, dtype=torch.bool, device=competing.device)
             places[:, columns] = competing
@@ -364,31 +348,3 @@ class DenoisingLoop:
                 ended[sample] = True
         self.cut_at[ended] = columns.stop
         self.finished |= ended
-
-    def _logits(self, samples: torch.Tensor, columns: slice, rows: torch.Tensor) -> torch.Tensor:
-        """Head outputs at `rows` (active, block) of the live block, guided if asked, (rows, output vocabulary)."""
-        everyone = len(samples) == len(self.answer)
-        embeds = self.inputs.embeds if everyone else self.inputs.embeds[samples]
-        mask = self.inputs.attention_mask
-        mask = mask if mask is None or everyone else mask[samples]
-        slots = self.inputs.slots[samples, columns]  # (active, block)
-        if self.config.guidance_scale == 1:
-            return self._head_rows(embeds, mask, slots, rows)
-        mask_embedding = self.embed(self.answer.new_tensor([self.config.mask_token_id])).to(embeds.dtype)
-        blind = torch.where(self.inputs.blind[samples, :, None], mask_embedding, embeds)
-        both = self._head_rows(
-            torch.cat([embeds, blind]),
-            None if mask is None else mask.repeat(2, 1),
-            slots.repeat(2, 1),
-            rows.repeat(2, 1),
-        )
-        conditional, unconditional = both.chunk(2)
-        return unconditional + self.config.guidance_scale * (conditional - unconditional)
-
-    def _head_rows(
-        self, embeds: torch.Tensor, mask: torch.Tensor | None, slots: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        hidden = self.model.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        sample = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(slots)
-        live = hidden[sample[rows], slots[rows]]  # (rows, hidden)
-        return self.model.lm_head(live)[:, : self.model.config.output_vocab_size]

@@ -35,6 +35,9 @@ HINTS = {
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
+# What is remembered between the passes of a loop.
+CACHES = ("prompt", "dual", "auto")
+
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": None,
     "block_length": None,
@@ -51,6 +54,8 @@ DEFAULTS: dict[str, Any] = {
     "stability_threshold": None,
     "confidence_threshold": None,
     "no_repeat_ngram_size": None,
+    "prompt_refresh_interval": 1,
+    "use_cache": "prompt",
     "stop_strings": None,
     "eos_token_id": None,
     "mask_token_id": None,
@@ -89,6 +94,12 @@ class LladaVGenerationConfig(GenerationConfig):
             is below this, in nats (a stopping bound, as for DiffusionGemma, not a probability).
         no_repeat_ngram_size (`int`, *optional*): never write a sequence of so many tokens twice in an answer; may
             take more steps than `max_denoising_steps`.
+        prompt_refresh_interval (`int`, *optional*, defaults to 1): passes over the whole sequence begin each block and
+            are repeated after so many steps; those between use what is remembered, an approximation that is fast. 1
+            remembers nothing and is exact; None stands for a single whole pass.
+        use_cache (`str`, defaults to `"prompt"`): what is remembered: the prompt ("prompt"), everything but the live
+            block ("dual", for large batches), or what suits batch and blocks ("auto"). True, which tools and official
+            files carry, stands for the default.
         stop_strings (`list[str]`, *optional*): texts that end the answer; `generate` then needs `tokenizer`.
         eos_token_id (`int` or `list[int]`, *optional*): tokens that end the answer.
         mask_token_id (`int`, *optional*): defaults to the model's.
@@ -104,6 +115,7 @@ class LladaVGenerationConfig(GenerationConfig):
 
     stop_strings: list[str] | None
     sampler_config: Any
+    use_cache: Any
 
     def __init__(self, **kwargs: Any) -> None:
         # As with DiffusionGemma's configuration, the parent's fields do not apply and are not set.
@@ -112,7 +124,6 @@ class LladaVGenerationConfig(GenerationConfig):
         self._commit_hash = kwargs.pop("_commit_hash", None)
         self._from_model_config = kwargs.pop("_from_model_config", False)
         self.transformers_version = kwargs.pop("transformers_version", None)
-        kwargs.pop("use_cache", None)  # every official generation_config.json carries it, and it says nothing here
         if kwargs:
             raise ValueError("; ".join(explain_unknown(name, self.names()) for name in sorted(kwargs)))
         self.validate()
@@ -131,6 +142,7 @@ class LladaVGenerationConfig(GenerationConfig):
         self._check_numbers()
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
+        self._check_cache()
         if self.stop_strings is not None:
             self.stop_strings = _as_texts("stop_strings", self.stop_strings)
         if isinstance(self.sampler_config, dict):
@@ -142,7 +154,8 @@ class LladaVGenerationConfig(GenerationConfig):
         for name in ("top_k", "no_repeat_ngram_size"):
             if getattr(self, name) == 0 and getattr(self, name) is not False:
                 setattr(self, name, None)  # transformers' other way to say that it is off
-        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "top_k", "no_repeat_ngram_size"):
+        whole = ("max_new_tokens", "block_length", "max_denoising_steps", "top_k", "no_repeat_ngram_size")
+        for name in (*whole, "prompt_refresh_interval"):
             _check_whole(name, getattr(self, name), 1)
         _check_whole("stability_threshold", self.stability_threshold, 0)
         for name in ("temperature", "guidance_scale"):
@@ -158,6 +171,23 @@ class LladaVGenerationConfig(GenerationConfig):
             ):
                 upper = "" if highest == float("inf") else f" and at most {highest:g}"
                 raise ValueError(f"{name}={value!r} must be a number above 0{upper}")
+
+    def _check_cache(self) -> None:
+        """Refuse what cannot be remembered."""
+        if self.use_cache is False and self.prompt_refresh_interval != 1:
+            raise ValueError(
+                f"use_cache=False and prompt_refresh_interval={self.prompt_refresh_interval} disagree; pass "
+                "prompt_refresh_interval=1 to remember nothing"
+            )
+        if self.use_cache is None or isinstance(self.use_cache, bool):
+            self.use_cache = DEFAULTS["use_cache"]
+        if self.use_cache not in CACHES:
+            raise ValueError(f"use_cache={self.use_cache!r} is not known; choose one of {', '.join(CACHES)}")
+        if self.use_cache == "dual" and self.prompt_refresh_interval == 1:
+            raise ValueError(
+                'use_cache="dual" remembers nothing with prompt_refresh_interval=1; pass prompt_refresh_interval=8, '
+                "or None for a single whole pass"
+            )
 
     def _check_together(self) -> None:
         """Refuse settings that would cancel or ignore each other."""

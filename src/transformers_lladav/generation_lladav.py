@@ -22,7 +22,8 @@ from .constraints_lladav import (
     LogitsProcessors,
     NoRepeatedNgrams,
 )
-from .denoising_lladav import DenoisingLoop, DenoisingStep, LoopExtras, LoopInputs
+from .denoising_lladav import DenoisingLoop, DenoisingStep, LoopExtras
+from .forward_passes_lladav import ForwardPasses, LoopInputs, chosen_cache
 from .generation_configuration_lladav import LladaVGenerationConfig, explain_unknown, resolve_aliases
 from .presets_lladav import find_preset
 from .stopping_lladav import check_criteria, split_time
@@ -33,7 +34,7 @@ PICTURE_INPUTS = (
     "pixel_values", "image_sizes", "image_tile_counts", "pixel_values_videos", "video_frame_counts",
 )  # fmt: skip
 # What processors and pipelines pass along and the loop has no use for.
-TOLERATED_INPUTS = ("batch_num_images", "token_type_ids", "mm_token_type_ids", "use_cache", "synced_gpus")
+TOLERATED_INPUTS = ("batch_num_images", "token_type_ids", "mm_token_type_ids", "synced_gpus")
 
 
 @dataclass
@@ -47,6 +48,8 @@ class LladaVGenerationOutput(ModelOutput):
             the tokens of the holes, in order.
         denoising_steps: (batch,), steps each sample took part in.
         tokens_per_forward: (batch,), answer tokens (the stop included) over forward passes of that sample.
+        whole_forwards: (batch,), how many of these passes ran the prompt as well: all of them, unless
+            `prompt_refresh_interval` is set.
         stopped: (batch,) boolean, whether the model ended the answer itself.
         finish_reasons: list of str per sample: "stop" (a stop token), "stop_string", "length" (the canvas is full),
             "stopping_criteria", or "filled" (infilling).
@@ -59,6 +62,7 @@ class LladaVGenerationOutput(ModelOutput):
     answers: list[torch.Tensor] | None = None
     denoising_steps: torch.Tensor | None = None
     tokens_per_forward: torch.Tensor | None = None
+    whole_forwards: torch.Tensor | None = None
     stopped: torch.Tensor | None = None
     finish_reasons: list[str] | None = None
     history: list[torch.Tensor] | None = None
@@ -238,7 +242,16 @@ class LladaVGenerationMixin(GenerationMixin):
             steps = [per_block] * len(canvas.slots)
         embeds, _, _ = self.model.embed_inputs(canvas.input_ids, **pictures)
         inputs = LoopInputs(embeds, canvas.attention_mask, canvas.slots, canvas.present, canvas.blind)
-        return DenoisingLoop(self, inputs, config, block_length, steps, extras)
+        blocks = -(-canvas.slots.shape[1] // block_length)
+        passes = ForwardPasses(
+            self,
+            inputs,
+            config.mask_token_id,
+            config.guidance_scale,
+            config.prompt_refresh_interval,
+            dual=chosen_cache(config.use_cache, len(canvas.slots), blocks) == "dual",
+        )
+        return DenoisingLoop(passes, inputs, config, block_length, steps, extras)
 
     def _check_positions(self, canvas: Canvas, input_ids: torch.Tensor, suffix: torch.Tensor) -> None:
         mask, limit = canvas.attention_mask, self.config.text_config.max_position_embeddings
@@ -282,6 +295,7 @@ class LladaVGenerationMixin(GenerationMixin):
             answers=answers,
             denoising_steps=loop.steps_taken,
             tokens_per_forward=written / forwards.clamp(min=1),
+            whole_forwards=loop.passes.whole,
             stopped=torch.tensor([reason in ("stop", "stop_string") for reason in reasons], device=input_ids.device),
             finish_reasons=reasons,
             history=history if config.output_history else None,

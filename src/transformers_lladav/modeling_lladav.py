@@ -20,7 +20,7 @@ from .features_lladav import pack_frames, pack_single_tile, pack_tiles
 from .generation_configuration_lladav import LladaVGenerationConfig
 from .generation_lladav import LladaVGenerationMixin
 from .modeling_outputs_lladav import LladaVMaskedDiffusionOutput, LladaVModelOutput
-from .modeling_text_lladav import LladaVPreTrainedModel, LladaVTextModel
+from .modeling_text_lladav import LladaVPreTrainedModel, LladaVTextModel, positions_from_mask
 from .scoring_lladav import LladaVScoringMixin
 from .tiling_lladav import TileLayout, tile_layout
 
@@ -279,11 +279,6 @@ class LladaVModel(LladaVPreTrainedModel):
             image_hidden_states=image_features,
             video_hidden_states=video_features,
         )
-
-
-def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Number the real tokens of every row from 0, wherever the padding stands, (batch, length)."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 @auto_docstring(custom_intro="LLaDA-V with its head: fills in masked tokens, in training and in `generate()`.")

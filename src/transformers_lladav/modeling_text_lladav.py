@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -22,6 +23,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lladav import LladaVConfig, LladaVTextConfig
+from .denoising_cache_lladav import KnownKeys
+
+Rotations = tuple[torch.Tensor, torch.Tensor]
 
 
 class LladaVAttention(LlamaAttention):
@@ -31,6 +35,27 @@ class LladaVAttention(LlamaAttention):
         super().__init__(config, layer_idx)
         self.is_causal = False
 
+    def keys_and_values(
+        self, hidden_states: torch.Tensor, rotations: Rotations, past_key_values: Cache | None
+    ) -> KnownKeys:
+        """Keys and values of all positions, without any queries.
+
+        Args:
+            hidden_states: (batch, length, hidden).
+            rotations: cosines and sines, (batch, length, head size) each.
+            past_key_values: takes them up, and may know more.
+
+        Returns:
+            Both, as a cache that queries can be given.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        keys = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        values = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        _, keys = apply_rotary_pos_emb(keys, keys, *rotations)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        return KnownKeys(keys, values)
+
 
 class LladaVDecoderLayer(LlamaDecoderLayer):
     """Llama's layer around bidirectional attention."""
@@ -38,6 +63,69 @@ class LladaVDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: LladaVTextConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = LladaVAttention(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotations,
+        past_key_values: Cache | None = None,
+        output_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Run the layer.
+
+        Args:
+            hidden_states: (batch, length, hidden).
+            position_embeddings: cosines and sines, (batch, length, head size) each.
+            past_key_values: keys and values of other positions.
+            output_positions: (batch, positions), those that are wanted; the others give keys and values only. All by
+                default.
+            **kwargs: as of Llama's layer; a mask has a query for each wanted position.
+
+        Returns:
+            (batch, positions, hidden).
+        """
+        if output_positions is not None:
+            normed = self.input_layernorm(hidden_states)
+            past_key_values = self.self_attn.keys_and_values(normed, position_embeddings, past_key_values)
+            hidden_states = take_positions(hidden_states, output_positions)
+            cosines, sines = (take_positions(part, output_positions) for part in position_embeddings)
+            position_embeddings = cosines, sines
+        return super().forward(
+            hidden_states, past_key_values=past_key_values, position_embeddings=position_embeddings, **kwargs
+        )
+
+
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Number the real tokens of every row from 0, wherever the padding stands, (batch, length)."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def take_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Values at some positions of every sequence.
+
+    Args:
+        values: (batch, length, size); of one sequence for all, if batch is 1.
+        positions: (batch, positions).
+
+    Returns:
+        (batch, positions, size).
+    """
+    values = values.expand(len(positions), -1, -1)
+    return values.gather(1, positions[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def mask_of_queries(mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What some of the queries see.
+
+    Args:
+        mask: (batch, 1, length, keys), or 1 in the place of batch and length where all see the same.
+        positions: (batch, positions), the queries.
+
+    Returns:
+        (batch, 1, positions, keys), or the mask if all queries see the same.
+    """
+    return mask if mask.shape[2] == 1 else take_positions(mask[:, 0], positions)[:, None]
 
 
 @auto_docstring
@@ -127,12 +215,16 @@ class LladaVTextModel(LladaVPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         conversation_ids: torch.Tensor | None = None,
+        output_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         r"""
         conversation_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
             Turn that each position belongs to. Given, position i sees position j only if turn(j) <= turn(i)
             (LLaDA-V, arXiv:2505.16933, section 4.4); not given, everything sees everything.
+        output_positions (`torch.LongTensor` of shape `(batch, positions)`, *optional*):
+            Positions whose last hidden states are wanted, which are then all that there are: the last layer works out
+            keys and values of the others, and nothing else. All by default.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -149,16 +241,17 @@ class LladaVTextModel(LladaVPreTrainedModel):
             and_mask_function=self._conversation_rule(conversation_ids),
         )
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
+        shared = {"position_ids": position_ids, "past_key_values": past_key_values, **kwargs}
+        shared["position_embeddings"] = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, attention_mask=mask, **shared)
+        narrowed = mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)
+        if output_positions is not None and narrowed:
+            mask = None if mask is None else mask_of_queries(mask, output_positions)
+            shared["output_positions"] = output_positions
+        hidden_states = self.layers[-1](hidden_states, attention_mask=mask, **shared)
+        if output_positions is not None and not narrowed:
+            hidden_states = take_positions(hidden_states, output_positions)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def _whole_mask(

@@ -24,7 +24,10 @@ _OFF = (
     "threshold", "factor", "entropy_bound", "sampler_config", "stability_threshold", "confidence_threshold", "top_k",
     "top_p", "no_repeat_ngram_size",
 )  # fmt: skip
-_EXACT = {**dict.fromkeys(_OFF), "temperature": 0.0, "remasking": "low_confidence"}
+_EXACT = {
+    **dict.fromkeys(_OFF), "temperature": 0.0, "remasking": "low_confidence", "prompt_refresh_interval": 1,
+    "use_cache": "prompt",
+}  # fmt: skip
 
 
 def _lengths(tokens: int, steps: int) -> dict[str, Any]:
@@ -37,8 +40,14 @@ _DOCUMENT = Preset(_lengths(32, 16), "a short answer from a document", "/no_thin
 
 PRESETS = {
     "exact": Preset(_EXACT, "the official loop; the default"),
-    "balanced": Preset({"threshold": 0.9}, "every token the model is 90 % sure of at once"),
-    "fast": Preset({"threshold": 0.7}, "every token it is 70 % sure of; may cost accuracy"),
+    "balanced": Preset(
+        {"threshold": 0.9, "prompt_refresh_interval": 4},
+        "every token the model is 90 % sure of at once; the prompt is looked at anew in every fourth step",
+    ),
+    "fast": Preset(
+        {"threshold": 0.9, "prompt_refresh_interval": None},
+        "the same with a single look at the prompt; costs accuracy",
+    ),
     "mmmu": _ONE_WORD,
     "mmmu_pro": _ONE_WORD,
     "mmstar": _ONE_WORD,

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .batches import TrainingBatches
 from .collation import Collator
 from .diffusion_lladav import IGNORE_INDEX
-from .modeling_lladav import positions_from_mask
+from .modeling_text_lladav import positions_from_mask
 from .recipes import Part
 from .rows import Row
 from .samples import Numbered
