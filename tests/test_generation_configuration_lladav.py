@@ -134,7 +134,8 @@ class Rule:
         ),
         (
             {"use_cache": False, "prompt_refresh_interval": 4},
-            "use_cache=False and prompt_refresh_interval=4 disagree; pass prompt_refresh_interval=1 to remember nothing",
+            "use_cache=False and prompt_refresh_interval=4 disagree; pass prompt_refresh_interval=1 to remember "
+            "nothing",
         ),
         (
             {"threshold": 0.9, "remasking": "random"},
