@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .cli_adapters import merge
 from .cli_asking import ask, chat, score
+from .cli_bench import bench
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
 from .cli_data import data_app
 from .cli_evaluation import evaluate
@@ -34,7 +35,7 @@ app = typer.Typer(
 train_app.command("tiny")(tiny)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for command in (ask, chat, score, merge, push):
+for command in (ask, chat, score, merge, push, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,0 +1,43 @@
+"""`lladav bench`: a table, a file, and errors in a line."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import transformers_lladav.bench_run as bench_run
+from test_bench import TINY
+from transformers_lladav.cli_bench import bench
+
+app = typer.Typer()
+app.command()(bench)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(bench_run.SIZES, "small", TINY)
+    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu", "--rounds", "1"])
+
+
+def test_a_table_and_a_file(command, tmp_path):
+    path = tmp_path / "bench.json"
+    result = command("--arms", "official, fast", "--output", path)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["official", "fast"]
+    assert "times as fast" in lines[0]
+    assert f"Written to {path}" in result.stdout
+    assert [timing["arm"] for timing in json.loads(path.read_text())["timings"]] == ["official", "fast"]
+
+
+def test_json_is_one_object(command):
+    result = command("--arms", "exact", "--json")
+    assert json.loads(result.stdout)["rounds"] == 1
+
+
+def test_an_unknown_arm_is_an_error(command):
+    result = command("--arms", "slow")
+    assert isinstance(result.exception, ValueError)
+    assert "there is no arm 'slow'" in str(result.exception)
