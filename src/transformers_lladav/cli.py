@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .cli_adapters import merge
 from .cli_asking import ask, chat, score
+from .cli_batch import batch
 from .cli_bench import bench
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
 from .cli_data import data_app
@@ -35,7 +36,7 @@ app = typer.Typer(
 train_app.command("tiny")(tiny)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for command in (ask, chat, score, merge, push, bench):
+for command in (ask, chat, score, batch, merge, push, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -111,7 +111,7 @@ def evaluate(
     accelerate launch --num_processes 2 -m transformers_lladav eval ...
     """
     given = {"max_new_tokens": max_new_tokens, "block_length": block_length, "max_denoising_steps": steps}
-    generation = _settings({**given, "threshold": threshold}, change)
+    generation = generation_settings({**given, "threshold": threshold}, change)
     with loading(show=False), _plain_warnings():
         from .eval_asking import Asking
         from .eval_metrics import Ignored
@@ -131,8 +131,19 @@ def evaluate(
         _print_outcome(outcome, output, sheet, as_json)
 
 
-def _settings(given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
-    """Settings of `generate` that a user chose; values of --set are read as JSON, or as text where that fails."""
+def generation_settings(given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """Settings of `generate` that a user chose.
+
+    Args:
+        given: options of their own; None for those that were left out.
+        changes: values of --set, read as JSON, or as text where that fails; "none" is null.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: for a --set that sets nothing or what is given already.
+    """
     settings = {name: value for name, value in given.items() if value is not None}
     for change in changes:
         name, separator, text = change.partition("=")
@@ -141,7 +152,7 @@ def _settings(given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
         if name.strip() in settings:
             raise ValueError(f"{name.strip()} was given twice; give it once")
         try:
-            settings[name.strip()] = json.loads(text)
+            settings[name.strip()] = None if text.strip().lower() == "none" else json.loads(text)
         except json.JSONDecodeError:
             settings[name.strip()] = text
     return settings

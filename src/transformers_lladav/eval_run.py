@@ -6,12 +6,10 @@ processes, as `accelerate launch` or `torchrun` start them, share the questions 
 
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,11 @@ from .eval_results import Row, as_tasks, markdown_table, rows_of, sum_up
 from .eval_survey import Progress, Survey, survey
 from .eval_tasks import ReadOptions, Task, open_tasks
 from .files import write_text
+from .processes import Processes
 from .sources import is_hub_id
 
 RESULT, TABLE = "result.json", "result.md"
 SAMPLES = 256  # values of a tensor that go into a fingerprint
-LONGEST_WAIT = timedelta(days=7)  # for the slowest process
 
 
 @dataclass(frozen=True)
@@ -85,56 +83,6 @@ class Outcome:
     def rows(self) -> list[Row]:
         """The result, by task and kind."""
         return rows_of(self.document)
-
-
-class Processes:
-    """The processes of a run, told by the environment that launchers make.
-
-    Attributes:
-        rank: number of this process.
-        count: how many there are.
-    """
-
-    def __init__(self) -> None:
-        self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Lets processes wait for each other inside."""
-        begins = self.count > 1 and not torch.distributed.is_initialized()
-        if begins:
-            torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-        try:
-            yield
-        finally:
-            if begins:
-                torch.distributed.destroy_process_group()
-
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-    def device(self, asked: str) -> str:
-        """Where the model of this process runs.
-
-        Args:
-            asked: "auto" or a torch device.
-
-        Returns:
-            A torch device.
-
-        Raises:
-            ValueError: if several processes would share a device, or there are too few.
-        """
-        if self.count == 1 or asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
-            return asked
-        if asked not in ("auto", "cuda"):
-            raise ValueError(f"device={asked!r} with {self.count} processes; leave it out: each takes its own GPU")
-        local, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        if local >= there:
-            raise ValueError(f"process {local} has no GPU, because there are {there}; launch {there} processes")
-        return f"cuda:{local}"
 
 
 def run_evaluation(settings: EvalSettings, on_progress: Callable[[str], Progress] | None = None) -> Outcome | None:

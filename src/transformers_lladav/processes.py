@@ -1,12 +1,17 @@
-"""The processes that train a model together, and those that load their data."""
+"""The processes of a run: those that train a model together, that load their data, that share questions out."""
 
 import importlib.util
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+
+LONGEST_WAIT = timedelta(days=7)  # for the slowest process
 
 
 def on_cpu(device: str = "auto") -> bool:
@@ -88,3 +93,53 @@ def _end_for_the_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+class Processes:
+    """Processes that answer questions, each with a model of its own, told by the environment that launchers make.
+
+    Attributes:
+        rank: number of this process.
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Lets processes wait for each other inside."""
+        begins = self.count > 1 and not torch.distributed.is_initialized()
+        if begins:
+            torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        try:
+            yield
+        finally:
+            if begins:
+                torch.distributed.destroy_process_group()
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def device(self, asked: str) -> str:
+        """Where the model of this process runs.
+
+        Args:
+            asked: "auto" or a torch device.
+
+        Returns:
+            A torch device.
+
+        Raises:
+            ValueError: if several processes would share a device, or there are too few.
+        """
+        if self.count == 1 or asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+            return asked
+        if asked not in ("auto", "cuda"):
+            raise ValueError(f"device={asked!r} with {self.count} processes; leave it out: each takes its own GPU")
+        local, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(f"process {local} has no GPU, because there are {there}; launch {there} processes")
+        return f"cuda:{local}"

@@ -1,0 +1,296 @@
+"""Answers to millions of records: in the order of the file, on disk window by window, shared out over processes.
+
+A window is so many records in a row. Inside it, prompts of similar length are answered together; a finished one is a
+file of its own beside the output, which appears when all are there. Repeating a run goes on with the windows that are
+missing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from . import asking
+from .batch_records import media_folder, read_prompt
+from .eval_asking import Asking, resolve_generation, write
+from .eval_run import fingerprint
+from .eval_tasks import ReadOptions
+from .files import LOCK, write_text
+from .media import check_media
+from .processes import Processes
+from .prompt_view import PromptViewer
+from .record_files import Raw, RecordError, load_records
+from .records import DEFAULT_QUESTION, Example
+from .run_records import differences
+from .sources import is_hub_id
+
+Progress = Callable[[int, int], None]
+SETTINGS = "settings.json"
+BATCHES_OF_A_WINDOW = 16
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What is answered, by what and where to.
+
+    Attributes:
+        source: file or folder of records.
+        output: JSON lines: every record with the answer in it.
+        model: folder or Hub id; by default the bundled checkpoint, or what the adapter was trained on.
+        adapter: folder or Hub id of a LoRA adapter.
+        how: the model is asked.
+        read: how records are read.
+        column: where the answer stands.
+        skip_bad: give a record that cannot be used an "error" instead of stopping.
+        device: "auto", or any torch device.
+        trust_remote_code: run code that the checkpoint brings.
+    """
+
+    source: Path
+    output: Path
+    model: str | None = None
+    adapter: str | None = None
+    how: Asking = field(default_factory=Asking)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    column: str = "prediction"
+    skip_bad: bool = False
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the windows that are done."""
+        return self.output.with_name(f"{self.output.name}.parts")
+
+    @property
+    def window(self) -> int:
+        """Records of a window."""
+        return BATCHES_OF_A_WINDOW * self.how.batch_size
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """How a run ended.
+
+    Attributes:
+        records: how many there are.
+        bad: how many of them have an error instead of an answer.
+        earlier: how many were answered by runs before this one.
+    """
+
+    records: int
+    bad: int
+    earlier: int
+
+
+def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> BatchOutcome | None:
+    """Answer all records, or go on with it.
+
+    Args:
+        settings: records, model, output.
+        on_progress: is told how many records have an answer and how many there are.
+
+    Returns:
+        The outcome; None in all processes but the first.
+
+    Raises:
+        DataError: if the records cannot be read.
+        FileExistsError: if the output is there already.
+        RecordError: at a record that cannot be used, unless they are skipped.
+        ValueError: if a setting breaks a rule, or another run began here.
+    """
+    if settings.output.exists():
+        raise FileExistsError(f"{settings.output} is there already; choose another output or remove it")
+    for source in filter(None, (settings.model, settings.adapter)):
+        if not Path(source).is_dir() and not is_hub_id(source):
+            raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    processes = Processes()
+    records = load_records(settings.source)
+    device = processes.device(settings.device)
+    assistant = asking.load(settings.model, device, settings.trust_remote_code, settings.adapter)
+    with processes.together(), ExitStack() as stack:
+        if processes.rank == 0:
+            stack.enter_context(_held(settings.parts))
+            _check_parts(settings.parts, describe(settings, assistant, len(records)))
+        processes.wait()
+        windows = range(0, len(records), settings.window)
+        missing = [start for start in windows if not part_of(settings, start).is_file()]
+        earlier = len(records) - sum(min(settings.window, len(records) - start) for start in missing)
+        processes.wait()  # all have looked before one writes
+        answerer = _Answerer(settings, assistant)
+        done = earlier
+        if on_progress is not None:
+            on_progress(done, len(records))
+        for start in missing[processes.rank :: processes.count]:
+            window = records[start : start + settings.window]
+            write_text(part_of(settings, start), "".join(answerer.lines(window)))
+            done = min(done + len(window) * processes.count, len(records))
+            if on_progress is not None:
+                on_progress(done, len(records))
+        processes.wait()
+        if processes.rank > 0:
+            return None
+        bad = _join(settings, list(windows))
+    shutil.rmtree(settings.parts)
+    return BatchOutcome(len(records), bad, earlier)
+
+
+def part_of(settings: BatchSettings, start: int) -> Path:
+    """Where the answers of a window stand.
+
+    Args:
+        settings: of the run.
+        start: number of its first record.
+
+    Returns:
+        The file.
+    """
+    return settings.parts / f"{start:012}.jsonl"
+
+
+def describe(settings: BatchSettings, assistant: asking.Assistant, records: int) -> dict[str, Any]:
+    """What tells a run from others: everything that could change a line of the output.
+
+    Args:
+        settings: of the run.
+        assistant: that answers.
+        records: how many there are.
+
+    Returns:
+        JSON.
+    """
+    how = settings.how
+    found: dict[str, Any] = {
+        "records": {"count": records, "digest": _digest(settings.source)},
+        "fingerprint": fingerprint(assistant.model, assistant.processor),
+        "preset": how.preset,
+        "generation": resolve_generation(assistant.model, how),
+        "seed": how.seed,
+        "window": settings.window,
+        "column": settings.column,
+        "skip_bad": settings.skip_bad,
+        "question": settings.read.question,
+    }
+    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+
+
+def _digest(source: Path) -> str:
+    """Of a file's content; of a folder's list of files, since the records are in one of them."""
+    if source.is_file():
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder of parts, for one run alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another run writes to {folder} at this moment; wait for it or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_parts(folder: Path, record: dict[str, Any]) -> None:
+    """Begin a run, or make sure that it is the one that began here."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        write_text(path, json.dumps(record, indent=1) + "\n")
+        return
+    if found := list(differences(json.loads(path.read_text(encoding="utf-8")), record)):
+        raise ValueError(
+            f"{folder} holds another run: {'; '.join(found[:5])}. Repeat the command it was begun with to go on, or "
+            "choose another output or remove the folder"
+        )
+
+
+def _join(settings: BatchSettings, windows: Sequence[int]) -> int:
+    """Put the windows together, and say how many records have an error."""
+    for start in windows:
+        if not part_of(settings, start).is_file():
+            raise ValueError(
+                f"{settings.parts} holds no {part_of(settings, start).name}; all processes must write to the same disk"
+            )
+    scratch, bad = settings.output.with_name(f".{settings.output.name}.part"), 0
+    with scratch.open("wb") as output:
+        for start in windows:
+            content = part_of(settings, start).read_bytes()
+            bad += sum(settings.column not in json.loads(line) for line in content.splitlines())
+            output.write(content)
+    os.replace(scratch, settings.output)
+    return bad
+
+
+class _Answerer:
+    """Answers windows.
+
+    Args:
+        settings: of the run.
+        assistant: that answers.
+    """
+
+    def __init__(self, settings: BatchSettings, assistant: asking.Assistant) -> None:
+        self.settings, self.assistant = settings, assistant
+        read = settings.read
+        self.folder = media_folder(settings.source, read.image_folder, read.allow_outside, read.allow_urls)
+        self.viewer = PromptViewer(assistant.processor)
+
+    def lines(self, window: Sequence[Raw]) -> Iterator[str]:
+        """Lines of the output, in the order of the records.
+
+        Args:
+            window: the records.
+
+        Yields:
+            JSON.
+        """
+        prompts: dict[int, Example] = {}
+        lengths: dict[int, int] = {}
+        told: dict[int, dict[str, Any]] = {}
+        for number, raw in enumerate(window):
+            try:
+                prompts[number], lengths[number] = self._prompt(raw)
+            except RecordError as error:
+                if not self.settings.skip_bad:
+                    raise
+                told[number] = {"error": str(error)}
+        order = sorted(prompts, key=lambda number: -lengths[number])
+        size = self.settings.how.batch_size
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
+            chats = [prompts[number].messages for number in batch]
+            seeds = [_seed(self.settings.how.seed, window[number].source) for number in batch]
+            replies = write(self.assistant.model, self.assistant.processor, chats, self.settings.how, seeds)
+            told |= {number: {self.settings.column: reply.text} for number, reply in zip(batch, replies, strict=True)}
+        for number, raw in enumerate(window):
+            record = raw.value if isinstance(raw.value, dict) else {"source": raw.source}
+            yield json.dumps({**record, **told[number]}, ensure_ascii=False, default=str) + "\n"
+
+    def _prompt(self, raw: Raw) -> tuple[Example, int]:
+        question = self.settings.read.question or DEFAULT_QUESTION
+        example = read_prompt(raw, self.folder, self.settings.column, question)
+        try:
+            sizes = check_media(example.messages)
+        except RecordError as error:
+            raise RecordError(error.reason, raw.source) from error.__cause__
+        return example, self.viewer.view(example.messages, sizes).length
+
+
+def _seed(seed: int, source: str) -> int:
+    """The seed of a record's own random stream, whoever answers it and when."""
+    digest = hashlib.blake2b(f"{seed}/{source}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
