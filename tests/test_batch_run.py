@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 import transformers_lladav.batch_run as batch_run
-from transformers_lladav import asking
+from transformers_lladav import asking, predicting
 from transformers_lladav.batch_run import BatchOutcome, BatchSettings, part_of, run_batch
 from transformers_lladav.eval_asking import Asking
 from transformers_lladav.eval_tasks import ReadOptions
@@ -70,7 +70,7 @@ def test_every_record_has_its_answer_in_the_order_of_the_file(settings, data, ex
 
 
 def test_a_run_that_died_goes_on(settings, expected, monkeypatch):
-    calls, write = [], batch_run.write
+    calls, write = [], predicting.write
 
     def die(*args):
         calls.append(args)
@@ -78,14 +78,14 @@ def test_a_run_that_died_goes_on(settings, expected, monkeypatch):
             raise KeyboardInterrupt
         return write(*args)
 
-    monkeypatch.setattr(batch_run, "write", die)
+    monkeypatch.setattr(predicting, "write", die)
     with pytest.raises(KeyboardInterrupt):
         run_batch(settings)
     assert not settings.output.exists()
     assert part_of(settings, 0).is_file()
     assert not part_of(settings, 4).exists()
     calls.clear()
-    monkeypatch.setattr(batch_run, "write", lambda *args: calls.append(args) or write(*args))
+    monkeypatch.setattr(predicting, "write", lambda *args: calls.append(args) or write(*args))
     assert run_batch(settings) == BatchOutcome(COUNT, 0, 4)
     assert len(calls) == 4  # two windows of four and three, in batches of two
     assert [record["prediction"] for record in read(settings.output)] == expected
@@ -207,7 +207,7 @@ def test_an_output_that_is_there_is_not_touched(settings):
     ],
 )
 def test_parts_of_another_run_are_not_taken_up(settings, change, message, monkeypatch):
-    monkeypatch.setattr(batch_run, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(predicting, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_batch(settings)
     with pytest.raises(ValueError, match=message):
@@ -218,7 +218,7 @@ def test_records_that_changed_are_another_run(settings, data, monkeypatch, tmp_p
     copy = tmp_path / "copy.jsonl"
     copy.write_text(data.read_text())
     mine = replace(settings, source=copy, read=ReadOptions(image_folder=data.parent))
-    monkeypatch.setattr(batch_run, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(predicting, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_batch(mine)
     copy.write_text(data.read_text().replace("Describe", "Explain"))
@@ -232,7 +232,7 @@ def test_one_run_at_a_time(settings, monkeypatch):
             run_batch(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch_run, "write", again)
+    monkeypatch.setattr(predicting, "write", again)
     with pytest.raises(KeyboardInterrupt):
         run_batch(settings)
 

@@ -260,6 +260,15 @@ MAY_IMPORT = {
         "shape_scenes",
     },
     "batch_records": {"media", "record_files", "records"},
+    "predicting": {
+        "asking",
+        "eval_asking",
+        "image_processing_lladav",
+        "media",
+        "prompt_view",
+        "record_files",
+        "records",
+    },
     "batch_run": {
         "asking",
         "batch_records",
@@ -268,6 +277,7 @@ MAY_IMPORT = {
         "eval_tasks",
         "files",
         "media",
+        "predicting",
         "processes",
         "prompt_view",
         "record_files",

@@ -19,11 +19,12 @@ from filelock import FileLock, Timeout
 
 from . import asking
 from .batch_records import media_folder, read_prompt
-from .eval_asking import Asking, resolve_generation, write
+from .eval_asking import Asking, resolve_generation
 from .eval_run import fingerprint
 from .eval_tasks import ReadOptions
 from .files import LOCK, write_text
 from .media import check_media
+from .predicting import answer_in_batches
 from .processes import Processes
 from .prompt_view import PromptViewer
 from .record_files import Raw, RecordError, load_records
@@ -268,14 +269,10 @@ class _Answerer:
                 if not self.settings.skip_bad:
                     raise
                 told[number] = {"error": str(error)}
-        order = sorted(prompts, key=lambda number: -lengths[number])
-        size = self.settings.how.batch_size
-        for first in range(0, len(order), size):
-            batch = order[first : first + size]
-            chats = [prompts[number].messages for number in batch]
-            seeds = [_seed(self.settings.how.seed, window[number].source) for number in batch]
-            replies = write(self.assistant.model, self.assistant.processor, chats, self.settings.how, seeds)
-            told |= {number: {self.settings.column: reply.text} for number, reply in zip(batch, replies, strict=True)}
+        seeds = [_seed(self.settings.how.seed, window[number].source) for number in prompts]
+        chats = [prompt.messages for prompt in prompts.values()]
+        replies = answer_in_batches(self.assistant, chats, list(lengths.values()), self.settings.how, seeds)
+        told |= {number: {self.settings.column: reply.text} for number, reply in zip(prompts, replies, strict=True)}
         for number, raw in enumerate(window):
             record = raw.value if isinstance(raw.value, dict) else {"source": raw.source}
             yield json.dumps({**record, **told[number]}, ensure_ascii=False, default=str) + "\n"
