@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from twin_figures import draw_twins, masks_table, twins_table
+from twin_figures import draw_twins, masks_table, twin_kinds_table, twins_table
 
 from transformers_lladav.result_tables import (
     RULE_NAMES,
@@ -195,6 +195,7 @@ TABLES = {
     "memory": ("training_memory", memory_table),
     "finetuning": ("finetuning", finetuning_table),
     "twins": ("twins", twins_table),
+    "twin_kinds": ("twins", twin_kinds_table),
     "masks": ("twins", masks_table),
 }
 

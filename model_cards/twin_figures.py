@@ -132,6 +132,29 @@ def masks_table(document: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def twin_kinds_table(document: dict[str, Any]) -> str:
+    """Exact match of both twins by kind of question, after the most dialogues.
+
+    Args:
+        document: written by measure_twins.py.
+
+    Returns:
+        A Markdown table.
+    """
+    size, mode = sizes_of(document)[-1], "one token per pass"
+    found = {group: arms_of(document, group, size) for group in ("autoregressive", "diffusion")}
+    kinds = list(found["diffusion"][0]["answered"]["test"][mode]["kinds"])
+    rows = ["| " + " | ".join(["", *kinds]) + " |", "|---|" + "---:|" * len(kinds)]
+    for group, arms in found.items():
+        cells = []
+        for kind in kinds:
+            counts = [arm["answered"]["test"][mode]["kinds"][kind] for arm in arms]
+            right = sum(count["correct"] for count in counts)
+            cells.append(f"{right / sum(count['questions'] for count in counts):.0%}")
+        rows.append(f"| {WAYS[group, mode]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def draw_twins(document: dict[str, Any], path: Path, mark: str) -> None:
     """Plot exact match over the number of dialogues, with the spread of the runs, and passes per answer.
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -256,3 +257,46 @@ def test_steps_that_tiling_cannot_skip_are_refused(name, value, image_processor)
 def test_a_tile_must_be_square(image_processor):
     with pytest.raises(ValueError, match="size=100 x 200: a tile is a square"):
         image_processor(parity.picture(TINY), size={"height": 100, "width": 200})
+
+
+# Threads
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_change_nothing_and_keep_the_order(image_processor, two_threads):
+    pictures = [Image.effect_noise((90 + 70 * number, 120), 50 + number).convert("RGB") for number in range(5)]
+    together = image_processor([[picture] for picture in pictures], return_tensors="pt")
+    alone = [image_processor(picture, return_tensors="pt") for picture in pictures]
+    assert torch.equal(together.pixel_values, torch.cat([each.pixel_values for each in alone]))
+    assert together.image_sizes.tolist() == [[120, picture.width] for picture in pictures]
+    assert together.image_tile_counts.tolist() == [len(each.pixel_values) for each in alone]
+    frames = image_processor.preprocess_video(pictures, return_tensors="pt").pixel_values_videos
+    fourth = image_processor.preprocess_video(pictures[3:4], return_tensors="pt").pixel_values_videos
+    assert torch.equal(frames[3:4], fourth)
+
+
+def test_several_pictures_are_worked_on_at_once(image_processor, two_threads, monkeypatch):
+    names = set()
+    meeting = threading.Barrier(2, timeout=30)
+
+    def square(picture, geometry, resample):
+        meeting.wait()  # for the other one
+        names.add(threading.current_thread().name)
+        return np.zeros((1, 3, 384, 384), np.uint8)
+
+    monkeypatch.setattr(image_processor, "_square", square)
+    image_processor([[Image.new("RGB", (9, 9))] * 2], return_tensors="pt")
+    assert len(names) == 2
+
+
+def test_a_frame_that_cannot_be_read_is_named_from_any_thread(image_processor, two_threads):
+    frames = [Image.new("RGB", (9, 9)), Image.new("RGB", (9, 9)), np.zeros((0, 3, 3), np.uint8)]
+    with pytest.raises(ValueError, match="video, frame 2"):
+        image_processor.preprocess_video(frames)

@@ -261,7 +261,8 @@ def made_up():
     """A document whose runs get 10 of 20 right with the first seed, 12 with the second, and half as many in turns."""
 
     def answered(correct, passes, modes):
-        counts = {"questions": 20, "correct": correct, "passes": passes, "kinds": {}}
+        kinds = {"colour": {"questions": 15, "correct": correct - 3}, "count": {"questions": 5, "correct": 3}}
+        counts = {"questions": 20, "correct": correct, "passes": passes, "kinds": kinds}
         return dict.fromkeys(modes, counts)
 
     arms = []
@@ -287,6 +288,16 @@ def test_the_table_has_means_and_spreads_of_runs_and_passes_per_answer():
     single = made_up()
     single["arms"] = [arm for arm in single["arms"] if arm["seed"] == 0]
     assert "50.0% ± 0.0" in twin_figures.twins_table(single)
+
+
+def test_the_table_of_kinds_is_of_all_of_the_largest_runs_together():
+    # 8 and 10 of 15 colours, 3 of 5 numbers each time.
+    assert twin_figures.twin_kinds_table(made_up()).splitlines() == [
+        "|  | colour | count |",
+        "|---|---:|---:|",
+        "| autoregressive | 60% | 60% |",
+        "| masked diffusion, a token per pass | 60% | 60% |",
+    ]
 
 
 def test_the_table_of_masks_is_of_the_largest_runs():

@@ -1,14 +1,17 @@
-"""Pictures to tiles: choose a canvas, cut it, normalise. Pillow and numpy only.
+"""Pictures to tiles: choose a canvas, cut it, normalise. Pillow and numpy, on as many threads as torch may use.
 
 LLaDA-V, arXiv:2505.16933, section 3 ("anyres"). Pixel values depend on Pillow's bicubic filter on 8-bit pictures;
 another library's resize differs by up to one grey level.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
@@ -207,16 +210,15 @@ class LladaVImageProcessor(PilBackend):
         self._refuse_unsupported(kwargs)
         geometry = self.geometry(**kwargs)
         table = _value_table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        tiles, sizes, counts, tokens = [], [], [], []
+        jobs = []
         for sample in images:
             tiled = geometry.pinpoints and (tiling == "tiles" or (tiling == "auto" and len(sample) == 1))
-            for picture in sample:
-                cut = self._cut(picture, geometry, resample) if tiled else self._square(picture, geometry, resample)
-                tiles.append(_apply_table(cut, table))
-                sizes.append((picture.height, picture.width))
-                counts.append(len(cut))
-                tokens.append(count_image_tokens(sizes[-1], len(cut), geometry))
-        data = {"pixel_values": np.concatenate(tiles), "image_sizes": sizes, "image_tile_counts": counts}
+            jobs += [(self._cut if tiled else self._square, picture, geometry, resample) for picture in sample]
+        tiles = _in_threads(lambda job: job[0](*job[1:]), jobs)
+        sizes = [(picture.height, picture.width) for _, picture, *_ in jobs]
+        counts = [len(cut) for cut in tiles]
+        tokens = [count_image_tokens(size, count, geometry) for size, count in zip(sizes, counts, strict=True)]
+        data = {"pixel_values": _apply_table(tiles, table), "image_sizes": sizes, "image_tile_counts": counts}
         features = BatchFeature(data, tensor_type=return_tensors)
         features["num_image_tokens"] = tokens
         return features
@@ -265,7 +267,7 @@ class LladaVImageProcessor(PilBackend):
 
     @staticmethod
     def _cut(picture: Image.Image, geometry: Geometry, resample: PILImageResampling) -> np.ndarray:
-        """A picture as base tile and tiles, (tiles, side, side, 3) bytes."""
+        """A picture as base tile and tiles, (tiles, 3, side, side) bytes."""
         side = geometry.tile_size
         canvas_size = best_resolution((picture.height, picture.width), geometry.pinpoints)
         height, width = fitted_size((picture.height, picture.width), canvas_size)
@@ -273,17 +275,20 @@ class LladaVImageProcessor(PilBackend):
         corner = ((canvas_size[1] - width) // 2, (canvas_size[0] - height) // 2)
         canvas.paste(picture.resize((width, height), resample), corner)
         down, across = canvas_size[0] // side, canvas_size[1] // side
-        grid = np.asarray(canvas).reshape(down, side, across, side, 3).transpose(0, 2, 1, 3, 4)
-        base = np.asarray(picture.resize((side, side), resample))
-        return np.concatenate([base[None], grid.reshape(down * across, side, side, 3)])
+        tiles = np.empty((1 + down * across, 3, side, side), np.uint8)
+        tiles[0] = np.asarray(picture.resize((side, side), resample)).transpose(2, 0, 1)
+        grid = np.asarray(canvas).reshape(down, side, across, side, 3)
+        tiles[1:].reshape(down, across, 3, side, side)[:] = grid.transpose(0, 2, 4, 1, 3)
+        return tiles
 
     @staticmethod
     def _square(picture: Image.Image, geometry: Geometry, resample: PILImageResampling) -> np.ndarray:
-        """A picture padded to a grey square as its only tile, (1, side, side, 3) bytes."""
+        """A picture padded to a grey square as its only tile, (1, 3, side, side) bytes."""
         longest = max(picture.size)
         square = Image.new("RGB", (longest, longest), PAD_COLOUR)
         square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
-        return np.asarray(square.resize((geometry.tile_size, geometry.tile_size), resample))[None]
+        resized = square.resize((geometry.tile_size, geometry.tile_size), resample)
+        return np.asarray(resized).transpose(2, 0, 1)[None]
 
     def preprocess_video(
         self, frames: Sequence[Any], name: str = "video", return_tensors: str | TensorType | None = None, **kwargs: Any
@@ -313,14 +318,16 @@ class LladaVImageProcessor(PilBackend):
         if len(frames) > limit:
             chosen = np.linspace(0, len(frames) - 1, limit, dtype=int).tolist()
         side = (geometry.tile_size, geometry.tile_size)
-        pixels = [
-            np.asarray(open_picture(frames[i], f"{name}, frame {i}", max_pixels).resize(side, resample))
-            for i in chosen
-        ]
+
+        def stretch(index: int) -> np.ndarray:
+            frame = open_picture(frames[index], f"{name}, frame {index}", max_pixels).resize(side, resample)
+            return np.asarray(frame).transpose(2, 0, 1)[None]
+
+        pixels = _in_threads(stretch, chosen)
         scaling = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         table = _value_table(*(self._setting(option, kwargs) for option in scaling))
         count = video_token_count(len(pixels), geometry.patches_per_side, geometry.newline_position)
-        data = {"pixel_values_videos": _apply_table(np.stack(pixels), table), "video_frame_counts": [len(pixels)]}
+        data = {"pixel_values_videos": _apply_table(pixels, table), "video_frame_counts": [len(pixels)]}
         features = BatchFeature(data, tensor_type=return_tensors)
         features["num_video_tokens"] = [count]
         return features
@@ -359,11 +366,21 @@ def _value_table(
     return values
 
 
-def _apply_table(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(tiles, side, side, 3) bytes -> (tiles, 3, side, side) float32."""
-    out = np.empty((len(pixels), 3, *pixels.shape[1:3]), dtype=np.float32)
-    for channel in range(3):
-        np.take(table[channel], pixels[..., channel], out=out[:, channel])
+def _in_threads(work: Callable[[Any], np.ndarray], jobs: Sequence[Any]) -> list[np.ndarray]:
+    """The results of independent pieces of work in their order; Pillow and numpy let threads run side by side."""
+    threads = min(len(jobs), torch.get_num_threads())
+    if threads < 2:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, jobs))
+
+
+def _apply_table(pixels: Sequence[np.ndarray], table: np.ndarray) -> np.ndarray:
+    """(tiles, 3, side, side) bytes of each picture -> (tiles of all, 3, side, side) float32."""
+    out = np.empty((sum(map(len, pixels)), *pixels[0].shape[1:]), dtype=np.float32)
+    for tile, values in zip(chain.from_iterable(pixels), out, strict=True):
+        for channel in range(3):  # plane by plane, which stay in a processor's cache
+            np.take(table[channel], tile[channel], out=values[channel], mode="clip")
     return out
 
 
