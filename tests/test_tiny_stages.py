@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -134,6 +135,23 @@ def test_a_record_tells_steps_times_and_curve(run):
     assert record["cpu_seconds"] >= record["curve"][0]["cpu_seconds"] >= 0
     tower = record_of(folder / "tower", quick(STAGE["tower"]))
     assert {"colour", "shape", "character", "value"} <= tower["curve"][0].keys()
+
+
+def test_a_record_names_the_command_that_repeats_it(run, tmp_path):
+    """With as many processes as shared a step's samples, compiled if any stage was."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    alone = json.loads(write_record(folder, QUICK_STAGES).read_text())
+    assert alone["command"] == "lladav train tiny --all-stages"
+    assert {stage["processes"] for stage in alone["stages"]} == {1}
+    path = folder / "stage2" / "run.json"
+    settings = json.loads(path.read_text())
+    settings["recipe"] |= {"device_batch_size": settings["recipe"]["global_batch_size"] // 2, "compile": True}
+    path.write_text(json.dumps(settings))
+    shared = json.loads(write_record(folder, QUICK_STAGES).read_text())
+    command = "torchrun --nproc_per_node 2 -m transformers_lladav train tiny --all-stages --compile"
+    assert shared["command"] == command
+    assert {stage["name"] for stage in shared["stages"] if stage["processes"] == 2} == {"stage2"}
 
 
 @pytest.mark.parametrize("wanted", [True, False])
