@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bench_figures import bench_table, draw_bench
 from PIL import Image
 from twin_figures import draw_twins, masks_table, twin_kinds_table, twins_table
 
@@ -141,6 +142,7 @@ PLOTS: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     "finetuning": draw_finetuning,
     "stages": draw_stages,
     "twins": draw_twins,
+    "bench": draw_bench,
 }
 
 
@@ -197,6 +199,7 @@ TABLES = {
     "twins": ("twins", twins_table),
     "twin_kinds": ("twins", twin_kinds_table),
     "masks": ("twins", masks_table),
+    "bench": ("bench", bench_table),
 }
 
 
