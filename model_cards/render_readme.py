@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_figures import bench_table, draw_bench
+from measure_caches import caches_table, intervals_table
 from PIL import Image
 from twin_figures import draw_twins, masks_table, twin_kinds_table, twins_table
 
@@ -200,6 +201,8 @@ TABLES = {
     "twin_kinds": ("twins", twin_kinds_table),
     "masks": ("twins", masks_table),
     "bench": ("bench", bench_table),
+    "caches": ("caches", caches_table),
+    "intervals": ("caches", intervals_table),
 }
 
 
