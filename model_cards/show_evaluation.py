@@ -64,7 +64,8 @@ def row_of(tasks: Sequence[Task], answer: Answer) -> SheetRow:
         Pictures, question and answer.
     """
     question: Question = tasks[answer.task].questions[answer.number]
-    return SheetRow(media_parts(question.messages, "image"), question.turns, answer.expected, answer.given)
+    pictures, is_right = media_parts(question.messages, "image"), answer.score == 1
+    return SheetRow(pictures, question.turns, answer.expected, answer.given, is_right)
 
 
 def first_of_kinds(tasks: Sequence[Task], answers: Sequence[Answer], count: int) -> list[Answer]:

@@ -31,7 +31,7 @@ def test_the_bundled_checkpoint_looks_at_the_picture(assistant):
     by_kind = {row.kind: row for row in measure(assistant.model, assistant.processor, tasks, blind=True)}
     for kind in kinds:
         assert by_kind[kind].score >= 0.7, by_kind[kind]
-        assert by_kind[kind].score >= by_kind[kind].blind_score + 0.4, by_kind[kind]
+        assert by_kind[kind].score >= by_kind[kind].blind_score + 0.3, by_kind[kind]
 
 
 def test_drafts_go_from_masks_to_the_answer(assistant):

@@ -107,3 +107,15 @@ def test_pillow_without_freetype_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ImageFont, "load_default", lambda size: ImageFont.ImageFont())
     with pytest.raises(ImportError, match=r"need Pillow with FreeType; .* pip install pillow"):
         contact_sheet(sheet_rows(1))
+
+
+def test_an_answer_that_counts_as_right_is_green_whatever_stands_around_it():
+    """Such as one that comes after a listing."""
+
+    def inks(**options):
+        row = SheetRow(Image.new("RGB", (64, 64), "white"), "Who?", "red", "a star. Answer: red", **options)
+        return {tuple(pixel) for pixel in np.asarray(contact_sheet([row])).reshape(-1, 3).tolist()}
+
+    right, wrong = (22, 128, 58), (200, 34, 40)
+    assert {right, wrong} & inks(is_right=True) == {right}
+    assert {right, wrong} & inks(is_right=False) == {right, wrong} & inks() == {wrong}

@@ -120,4 +120,5 @@ def test_a_right_answer_in_other_words_is_shown_as_right(tmp_path, sheet_rows):
     tasks = [Task("mine", [question(0, red), question(1, red)])]
     other = Answer(0, 0, False, "q/0", "a", "relaxed_accuracy", "Which?", "100", "101", 1.0, 1.0, 1)
     save_sheet(tmp_path / "sheet.png", tasks, [other, answer(1, "a", 0.0)], 2)
-    assert [(row.given, row.expected) for row in sheet_rows] == [("wrong", "right"), ("101", "101")]
+    found = [(row.given, row.expected, row.is_right) for row in sheet_rows]
+    assert found == [("wrong", "right", False), ("101", "100", True)]

@@ -26,12 +26,14 @@ class SheetRow(NamedTuple):
         question: a text; or the texts of several turns, a question and its answer in turn, up to the last question.
         expected: the right answer.
         given: a model's answer; None shows the expected one alone.
+        is_right: whether it counts as right; by default if it is the expected one.
     """
 
     image: Image.Image | Sequence[Image.Image]
     question: str | Sequence[str]
     expected: str
     given: str | None = None
+    is_right: bool | None = None
 
 
 def contact_sheet(rows: Sequence[SheetRow], columns: int = 4, tile: int = 256) -> Image.Image:
@@ -96,7 +98,7 @@ def _lines(row: SheetRow, font: ImageFont.FreeTypeFont, width: int) -> list[Line
     paragraphs = [(text, "faint" if number % 2 else "text") for number, text in enumerate(turns)]
     if row.given is None:
         paragraphs.append((row.expected, "faint"))
-    elif row.given == row.expected:
+    elif row.given == row.expected if row.is_right is None else row.is_right:
         paragraphs.append((row.given, "right"))
     else:
         paragraphs += [(row.given.strip() or "(no answer)", "wrong"), (f"expected: {row.expected}", "faint")]

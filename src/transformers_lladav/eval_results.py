@@ -187,8 +187,8 @@ def save_sheet(path: Path, tasks: Sequence[Task], answers: Sequence[Answer], cou
     for answer in seen[:count]:
         question = tasks[answer.task].questions[answer.number]
         # Right is what the metric says, which need not be the same text.
-        expected = answer.given if answer.score == 1 else answer.expected
-        rows.append(SheetRow(_pictures(question), question.turns, expected, answer.given))
+        is_right = answer.score == 1
+        rows.append(SheetRow(_pictures(question), question.turns, answer.expected, answer.given, is_right))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows).save(path, format="PNG")
 

@@ -85,6 +85,8 @@ _TWO_LOOKS = {
     "colour": 1.0, "shape": 1.0, "position": 2.0, "relation": 8.0, "existence": 3.0, "count": 4.0, "comparison": 3.0,
     "dialogue": 2.0,
 }  # fmt: skip
+# As many that can be answered after a listing.
+_LISTED = {**_TWO_LOOKS, "count": 12.0, "comparison": 4.0, "caption": 2.0}
 
 
 def _stage(name: str, description: str, steps: int, **changes: Any) -> Recipe:
@@ -183,7 +185,7 @@ STAGES: tuple[TinyStage, ...] = (
         kinds=_TWO_LOOKS,
     ),
     TinyStage(
-        _stage("stage2", "Questions about one picture, in chats.", 1500, conversation_mask=True, max_length=448),
+        _stage("stage2", "Questions about one picture, in chats.", 3000, conversation_mask=True, max_length=448),
         families={"scene": 7.0, "sign": 1.5, "chart": 2.0},
         turns=8,
         texts={"facts": 0.05, "relations": 0.05, "whole": 0.25},
@@ -193,18 +195,20 @@ STAGES: tuple[TinyStage, ...] = (
         _stage("stage2b", "Questions about one and two pictures.", 1500, learning_rate=5e-4, schedule="cosine"),
         families={"scene": 6.0, "sign": 1.0, "chart": 2.0, "change": 2.5},
         first=100_000_000,
-        texts={"facts": 0.05, "relations": 0.05, "whole": 0.15},
+        texts={"facts": 0.05, "relations": 0.05, "whole": 0.2},
+        kinds=_TWO_LOOKS,
     ),
     TinyStage(
         _stage(
-            "stage3", "Answers with and without reasoning.", 1800, learning_rate=5e-4, schedule="cosine",
+            "stage3", "Answers with and without reasoning.", 2400, learning_rate=5e-4, schedule="cosine",
             answer_canvas=(8, 48, 48), max_length=384,
         ),
         families={"scene": 6.0, "sign": 2.0, "chart": 2.0, "change": 2.0},
         turns=4,
         first=200_000_000,
         texts={"relations": 0.03, "whole": 0.15},
-        reasoned=0.45,
+        kinds=_LISTED,
+        reasoned=0.5,
     ),
 )  # fmt: skip
 
