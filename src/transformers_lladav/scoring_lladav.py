@@ -228,7 +228,7 @@ def _check_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, 
     """Refuse unknown names, more prompts than one, and a mask of another shape."""
     settings = ("attention_mask", "tokenizer", "num_samples", "batch_size", "append_eos", "seed", "guidance_scale")
     for name in pictures:
-        if name in (*PICTURE_INPUTS, *TOLERATED_INPUTS):
+        if name in (*PICTURE_INPUTS, *TOLERATED_INPUTS, "use_cache"):
             continue
         if name == "generator":
             raise TypeError("score() does not take 'generator': pass seed, from which every answer draws its masks")
