@@ -28,6 +28,7 @@ SCRIPT = Path(__file__).parent / "distributed_runs.py"
 SECONDS = 240  # after which processes are killed; they need about 20
 PROCESSES = 2
 SAMPLES, STEPS, STEP_SAMPLES, BATCH = 24, 6, 8, 2
+CLIP = 0.5  # below all norms here, so that clipping is part of what is compared
 
 
 def run(arguments, folder, task):
@@ -124,7 +125,7 @@ CHANGES = [
     "checkpoint_every=3",
     "eval_answers=2",
     "max_length=512",
-    "max_grad_norm=1.0",  # below all norms here, so that clipping is part of what is compared
+    f"max_grad_norm={CLIP}",
 ]
 RECIPES = {"lora": [*CHANGES, "lora.rank=4"], "full": CHANGES}
 
@@ -188,7 +189,7 @@ def test_two_processes_train_as_one_does(request, one, kind, recipe):
         expected, found = figures(one, recipe, name), figures(two, recipe, name)
         assert set(expected) == ({3, 6} if name == "eval_loss" else set(range(1, STEPS + 1)))
         assert found == pytest.approx(expected, rel=1e-5)
-    assert min(figures(one, recipe, "grad_norm").values()) > 1  # all were clipped
+    assert min(figures(one, recipe, "grad_norm").values()) > CLIP  # all were clipped
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

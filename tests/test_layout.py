@@ -381,7 +381,8 @@ TESTED_WITH = {
 LIGHT = {"recipes"}
 SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 STANDARD_LIBRARY_IN_SHIPPED = {
-    "collections", "copy", "dataclasses", "difflib", "functools", "inspect", "json", "math", "os", "re", "typing",
+    "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "itertools", "json", "math",
+    "os", "re", "typing",
 }  # fmt: skip
 
 
