@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from transformers_lladav.batch_records import media_folder, read_prompt
+from transformers_lladav.batch_records import read_prompt
+from transformers_lladav.eval_tasks import ReadOptions
 from transformers_lladav.record_files import Raw, RecordError
 
 CHAT = [{"role": "user", "content": "<image>What is it?"}]
@@ -13,7 +14,7 @@ ASKED = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
 @pytest.fixture
 def folder(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    return media_folder(tmp_path / "records.jsonl", None, False, False)
+    return ReadOptions().media_folder(tmp_path / "records.jsonl")
 
 
 def read(record, folder, **options):
@@ -86,8 +87,3 @@ def test_a_picture_alone_is_asked_the_question_that_is_given(folder):
 def test_what_cannot_be_asked_is_refused_with_its_line(record, message, folder):
     with pytest.raises(RecordError, match=f"^{message}"):
         read(record, folder)
-
-
-def test_a_folder_of_pictures_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the image folder .*none is not there; pass --image-folder"):
-        media_folder(tmp_path / "records.jsonl", tmp_path / "none", False, False)

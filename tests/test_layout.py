@@ -259,7 +259,7 @@ MAY_IMPORT = {
         "presets_lladav",
         "shape_scenes",
     },
-    "batch_records": {"media", "record_files", "records"},
+    "batch_records": {"eval_tasks", "media", "record_files", "records"},
     "predicting": {
         "asking",
         "eval_asking",

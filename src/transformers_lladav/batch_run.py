@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from . import asking
-from .batch_records import media_folder, read_prompt
+from .batch_records import read_prompt
 from .eval_asking import Asking, resolve_generation
 from .eval_run import fingerprint
 from .eval_tasks import ReadOptions
@@ -168,7 +168,7 @@ def describe(settings: BatchSettings, assistant: asking.Assistant, records: int)
         JSON.
     """
     how = settings.how
-    found: dict[str, Any] = {
+    record = {
         "records": {"count": records, "digest": _digest(settings.source)},
         "fingerprint": fingerprint(assistant.model, assistant.processor),
         "preset": how.preset,
@@ -179,7 +179,8 @@ def describe(settings: BatchSettings, assistant: asking.Assistant, records: int)
         "skip_bad": settings.skip_bad,
         "question": settings.read.question,
     }
-    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(json.dumps(record))
+    return found
 
 
 def _digest(source: Path) -> str:
@@ -246,8 +247,7 @@ class _Answerer:
 
     def __init__(self, settings: BatchSettings, assistant: asking.Assistant) -> None:
         self.settings, self.assistant = settings, assistant
-        read = settings.read
-        self.folder = media_folder(settings.source, read.image_folder, read.allow_outside, read.allow_urls)
+        self.folder = settings.read.media_folder(settings.source)
         self.viewer = PromptViewer(assistant.processor)
 
     def lines(self, window: Sequence[Raw]) -> Iterator[str]:

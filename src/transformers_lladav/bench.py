@@ -178,7 +178,7 @@ class Timing:
 
 
 class Bench:
-    """Models with random weights, made on the device when they are first needed.
+    """Models with random weights, made on the device.
 
     Args:
         device: "cpu" or "cuda".
@@ -275,10 +275,8 @@ def _count(arm: Arm, sizes: Sizes, output: Any, timing: Timing) -> None:
     if arm.kind == "ours":
         timing.forwards, timing.whole_forwards = int(output.denoising_steps[0]), int(output.whole_forwards[0])
         live = timing.forwards - timing.whole_forwards
-        # Half of the masks are still there in an average step.
-        wanted = sizes.answer
-        timing.flops = timing.whole_forwards * sizes.pass_flops(length, length, wanted)
-        timing.flops += live * sizes.pass_flops(sizes.answer, length, wanted)
+        timing.flops = timing.whole_forwards * sizes.pass_flops(length, length, sizes.answer)
+        timing.flops += live * sizes.pass_flops(sizes.answer, length, sizes.answer)
     else:
         timing.forwards = sizes.answer
         timing.whole_forwards = sizes.answer if arm.kind == "official" else 1

@@ -268,8 +268,7 @@ class DenoisingLoop:
         Returns:
             Candidates with confidences, (active, block) each.
         """
-        unfinished = (~self.finished).nonzero()[:, 0]
-        logits = self.passes.logits(samples, unfinished, columns, competing, step)  # (competing positions, vocabulary)
+        logits = self.passes.logits(samples, self.finished, columns, competing, step)  # (competing, vocabulary)
         if self.extras.constraints:
             places = torch.zeros(len(samples), self.canvas, dtype=torch.bool, device=competing.device)
             places[:, columns] = competing

@@ -113,6 +113,23 @@ class ReadOptions:
     allow_urls: bool = False
     question: str | None = None
 
+    def media_folder(self, path: Path) -> MediaFolder:
+        """Where the pictures of a file's records may lie.
+
+        Args:
+            path: the file, or a folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DataError: if it is none.
+        """
+        root = self.image_folder or (path if path.is_dir() else path.parent)
+        if not root.is_dir():
+            raise DataError(f"image_folder={str(root)!r} is not a folder")
+        return MediaFolder(root.absolute(), self.allow_outside, self.allow_urls)
+
 
 def open_tasks(
     names: Sequence[str], *, limit: int | None = None, metric: str | None = None, options: ReadOptions | None = None
@@ -211,10 +228,7 @@ class FileQuestions(Sequence[Question]):
     """
 
     def __init__(self, path: Path, options: ReadOptions, limit: int | None = None, metric: str | None = None) -> None:
-        root = options.image_folder or (path if path.is_dir() else path.parent)
-        if not root.is_dir():
-            raise DataError(f"image_folder={str(root)!r} is not a folder")
-        self._folder = MediaFolder(root.absolute(), options.allow_outside, options.allow_urls)
+        self._folder = options.media_folder(path)
         self._raws = load_records(path)
         self._length = min(len(self._raws), limit or len(self._raws))
         self._question, self._metric = options.question or DEFAULT_QUESTION, metric
@@ -253,7 +267,7 @@ def read_question(
         answers, choices = _texts(fields, "answers"), _texts(fields, "choices")
         chosen = metric or _text(fields, "metric") or ("choice" if choices else "exact_match")
         kind = _text(fields, "kind")
-        example = read_record(_with_answer(record, answers), raw.source, folder, question)
+        example = read_record(with_answer(record, answers), raw.source, folder, question)
         prompt, answer = _split(example.messages)
         accepted = tuple(dict.fromkeys(text.strip() for text in (answer, *answers)))
         mark = _text(fields, "mark")
@@ -288,8 +302,16 @@ def _text(record: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _with_answer(record: Mapping[str, Any], answers: Sequence[str]) -> Mapping[str, Any]:
-    """A record whose answer stands where `read_record` looks for it, if it has none but those of its list."""
+def with_answer(record: Mapping[str, Any], answers: Sequence[str]) -> Mapping[str, Any]:
+    """A record whose answer stands where `read_record` looks for it, if it has none but those of its list.
+
+    Args:
+        record: as it was parsed; it is not changed.
+        answers: right ones.
+
+    Returns:
+        The record itself if it has an answer of its own, or there are none.
+    """
     if not answers:
         return record
     for key in ("messages", "conversations"):

@@ -113,13 +113,13 @@ class ForwardPasses:
         return 1 if self.scale == 1 else 2
 
     def logits(
-        self, samples: torch.Tensor, unfinished: torch.Tensor, columns: slice, rows: torch.Tensor, step: int
+        self, samples: torch.Tensor, finished: torch.Tensor, columns: slice, rows: torch.Tensor, step: int
     ) -> torch.Tensor:
         """Head outputs of a block, guided if asked.
 
         Args:
             samples: (active,), rows of the batch that take part.
-            unfinished: (others and active,), rows that may take part later.
+            finished: (batch,), which rows never take part again.
             columns: of the block in the canvas.
             rows: (active, block), positions that are wanted.
             step: index of the step inside the block.
@@ -130,7 +130,7 @@ class ForwardPasses:
         if self._is_whole(columns, step):
             hidden = self._whole_pass(samples, columns)
         else:
-            hidden = self._live_pass(samples, unfinished, columns)
+            hidden = self._live_pass(samples, finished, columns)
         hidden = hidden.unflatten(0, (self.views, -1))[:, rows]  # (views, wanted positions, hidden)
         logits = self.model.lm_head(hidden)[..., : self.model.config.output_vocab_size]
         if self.views == 1:
@@ -156,10 +156,11 @@ class ForwardPasses:
             embeds = torch.cat([embeds, blind])
         return self._run(embeds, samples, self.places[samples], self.inputs.slots[samples, columns])
 
-    def _live_pass(self, samples: torch.Tensor, unfinished: torch.Tensor, columns: slice) -> torch.Tensor:
+    def _live_pass(self, samples: torch.Tensor, finished: torch.Tensor, columns: slice) -> torch.Tensor:
         """The same after a pass over what is live."""
         assert self.cache is not None
-        self._forget(samples if self.interval is not None else unfinished)
+        # What is forgotten of others comes again with the whole pass of the next block, if there is one.
+        self._forget(samples if self.interval is not None else (~finished).nonzero()[:, 0])
         members = self.members
         if self.dual:
             positions = self.inputs.block_positions(columns)[members]
