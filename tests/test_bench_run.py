@@ -28,7 +28,7 @@ def test_the_document_says_what_was_measured_on_what(quiet, tmp_path):
     assert len(document["machine"]["load"]) == 3
     assert [timing["arm"] for timing in document["timings"]] == ["official", "fast"]
     for timing in document["timings"]:
-        assert sorted(timing["seconds"]) == pytest.approx(sorted(timing["seconds"]))
+        assert len(timing["seconds"]) == document["rounds"] == 2
         assert min(timing["seconds"]) <= timing["median"] <= max(timing["seconds"])
         assert timing["sizes"]["answer"] == TINY.answer
     assert document["growth"] == {}

@@ -1,7 +1,5 @@
 """`lladav batch`: what it prints and how it ends."""
 
-import json
-
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -66,4 +64,3 @@ def test_every_option_arrives(command, tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     result = CliRunner().invoke(app, [str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")])
     assert "none.jsonl" in str(result.exception)
-    assert json.dumps(str(result.exception))

@@ -3,7 +3,6 @@
 import json
 
 import measure_caches as measure
-import pytest
 
 from transformers_lladav.eval_asking import Answer
 
@@ -67,8 +66,3 @@ def test_the_table_of_intervals_has_a_line_for_each_rule():
         "| 8 | 0.9 | prompt |  |  | 75.0% |  |  |",
         "| 8 | 0.9 | dual |  | 100.0% |  |  |  |",
     ]
-
-
-@pytest.mark.parametrize("name", measure.SPEEDS)
-def test_the_presets_are_those_of_the_package(name):
-    assert name in measure.PRESETS
