@@ -16,7 +16,6 @@ app.command()(bench)
 
 @pytest.fixture
 def command(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setitem(bench_run.SIZES, "small", TINY)
     return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu", "--rounds", "1"])
 
@@ -25,8 +24,9 @@ def test_a_table_and_a_file(command, tmp_path):
     path = tmp_path / "bench.json"
     result = command("--arms", "official, fast", "--output", path)
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["official", "fast"]
+    lines = [line for line in result.stdout.splitlines() if line]
+    rows = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]  # others go on with the row above
+    assert rows[:2] == ["official", "fast"]
     assert "times as fast" in lines[0]
     assert f"Written to {path}" in result.stdout
     assert [timing["arm"] for timing in json.loads(path.read_text())["timings"]] == ["official", "fast"]

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from transformers_lladav.processes import any_process, on_cpu, shield_worker, summed, training_processes
+from transformers_lladav.processes import any_process, on_cpu, summed, training_processes, worker_options
 
 
 @pytest.mark.parametrize(
@@ -32,26 +32,39 @@ def test_training_without_accelerate_says_what_to_install(monkeypatch):
         training_processes()
 
 
-def load(ready):
+def load(begin, ready):
     """What a worker does."""
-    shield_worker(0)
+    begin(0)
     ready.send(None)
     time.sleep(60)
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="workers cannot tell who sent a signal")
-def test_a_worker_is_ended_by_its_parent_and_by_nobody_else():
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_worker_is_ended_by_its_parent_and_by_nobody_else(method, monkeypatch):
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: context)
+    options = worker_options(1)
     ours, theirs = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("spawn").Process(target=load, args=(theirs,), daemon=True)
+    arguments = (options["worker_init_fn"], theirs)
+    worker = options["multiprocessing_context"].Process(target=load, args=arguments, daemon=True)
     worker.start()
     try:
         assert ours.poll(60)
-        for name in ("TERM", "INT"):
+        for name in ("TERM", "INT", "TERM"):
             subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
         worker.join(1)
         assert worker.is_alive()
         worker.terminate()
         worker.join(30)
-        assert worker.exitcode == 0
+        assert worker.exitcode == -signal.SIGKILL
     finally:
         worker.kill()
+
+
+def test_workers_load_data():
+    loader = torch.utils.data.DataLoader([1, 2, 3], batch_size=None, **worker_options(2))
+    assert list(loader) == [1, 2, 3]
+
+
+def test_without_workers_data_is_loaded_by_the_run_itself():
+    assert list(torch.utils.data.DataLoader([1, 2], batch_size=None, **worker_options(0))) == [1, 2]

@@ -1,12 +1,14 @@
 """The processes of a run: those that train a model together, that load their data, that share questions out."""
 
 import importlib.util
+import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -73,26 +75,36 @@ def any_process(flag: bool) -> bool:
     return summed(flag) > 0
 
 
-def shield_worker(number: int) -> None:
-    """Let a process that loads data end only when the one that trains says so; a `worker_init_fn`.
+def worker_options(count: int) -> dict[str, Any]:
+    """Let the processes that load data end only when the one that trains says so.
 
     torchrun, batch systems and terminals send SIGTERM or Ctrl-C to all processes at once, but a run that saves and
-    stops needs its workers until then.
+    stops needs its workers until then. They take no notice of either; their parent, if it has to, kills them.
 
     Args:
-        number: of the worker.
+        count: how many load data.
+
+    Returns:
+        Arguments of `torch.utils.data.DataLoader`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which tells who sent a signal; macOS and Windows have none
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_the_parent, daemon=True).start()
+    if not count:
+        return {"num_workers": 0}
+    context: Any = copy(multiprocessing.get_context())
+    begin = context.Process
+
+    def worker(*arguments: Any, **options: Any) -> BaseProcess:
+        process = begin(*arguments, **options)
+        process.terminate = process.kill
+        return process
+
+    context.Process = worker
+    return {"num_workers": count, "worker_init_fn": _take_no_notice, "multiprocessing_context": context}
 
 
-def _end_for_the_parent() -> None:
-    """Wait for SIGTERM from the process that this one was started by."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _take_no_notice(number: int) -> None:
+    """A `worker_init_fn`: ignore what asks a program to end."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
 
 
 class Processes:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 
 from .files import new_folder, write_text
-from .processes import any_process, shield_worker, training_processes
+from .processes import any_process, training_processes, worker_options
 from .publishing import save_checkpoint
 from .recipes import Recipe
 from .run_settings import (
@@ -57,8 +57,7 @@ class TowerTrainer(WholeCheckpoints):
             DataLoader(
                 self.train_dataset,
                 self.args.per_device_train_batch_size,
-                num_workers=self.args.dataloader_num_workers,
-                worker_init_fn=shield_worker,
+                **worker_options(self.args.dataloader_num_workers),
             )
         )
 

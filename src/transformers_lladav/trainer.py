@@ -19,7 +19,7 @@ from .batches import TrainingBatches
 from .collation import Collator
 from .files import write_text
 from .held_out import HeldOutQuestion, answer_questions
-from .processes import shield_worker
+from .processes import worker_options
 from .recipes import Recipe
 from .samples import Numbered
 from .trainable import parameter_groups
@@ -126,9 +126,8 @@ class DiffusionTrainer(WholeCheckpoints):
         """Batches whose order depends on seed and epoch, not on the number of devices."""
         options = {
             "collate_fn": self.data_collator,
-            "num_workers": self.args.dataloader_num_workers,
             "persistent_workers": self.args.dataloader_num_workers > 0,
-            "worker_init_fn": shield_worker,
+            **worker_options(self.args.dataloader_num_workers),
             "pin_memory": self.args.dataloader_pin_memory,
             # Its own: workers that outlive an epoch draw no seed for the next one, but those of a resumed run do.
             "generator": torch.Generator().manual_seed(self.recipe.seed),
@@ -155,8 +154,7 @@ class DiffusionTrainer(WholeCheckpoints):
                 batch_size=self.args.per_device_eval_batch_size,
                 sampler=SequentialSampler(data),
                 collate_fn=self.eval_collator,
-                num_workers=self.args.dataloader_num_workers,
-                worker_init_fn=shield_worker,
+                **worker_options(self.args.dataloader_num_workers),
             )
         )
 
