@@ -82,6 +82,13 @@ def test_stops_follow_the_official_rule_step_by_step(answer, sequences, data):
     assert got.tolist() == [expected]
 
 
+def watcher(stability, confidence, batch, width):
+    """At the start of a block."""
+    early = StableAndConfident(stability, confidence, batch)
+    early.start_block(width, torch.device("cpu"))
+    return early
+
+
 def ask(early, canvas, entropy=None, competing=None, samples=None):
     """One step; all rows and all positions take part unless told otherwise."""
     canvas = torch.tensor(canvas)
@@ -92,7 +99,7 @@ def ask(early, canvas, entropy=None, competing=None, samples=None):
 
 
 def test_stable_is_a_canvas_that_equals_those_of_the_last_steps():
-    early = StableAndConfident(2, None, 1)
+    early = watcher(2, None, 1, width=2)
     steps = [[1, 2], [1, 2], [1, 2], [1, 2], [1, 3], [1, 3], [1, 2], [1, 2], [1, 2]]
     assert [ask(early, [canvas])[0] for canvas in steps] == [
         False, False, True, True, False, False, False, False, True,
@@ -100,16 +107,16 @@ def test_stable_is_a_canvas_that_equals_those_of_the_last_steps():
 
 
 def test_a_stability_of_zero_asks_nothing():
-    assert ask(StableAndConfident(0, None, 2), [[1, 2], [3, 4]]) == [True, True]
+    assert ask(watcher(0, None, 2, width=2), [[1, 2], [3, 4]]) == [True, True]
 
 
 def test_a_new_block_begins_without_history_and_may_have_another_width():
-    early = StableAndConfident(1, None, 1)
+    early = watcher(1, None, 1, width=2)
     assert ask(early, [[1, 2]]) == [False]
-    early.start_block()
+    early.start_block(2, torch.device("cpu"))
     assert ask(early, [[1, 2]]) == [False]
     assert ask(early, [[1, 2]]) == [True]
-    early.start_block()
+    early.start_block(1, torch.device("cpu"))
     assert ask(early, [[1]]) == [False]
     assert ask(early, [[1]]) == [True]
 
@@ -122,11 +129,11 @@ def test_confident_is_a_mean_over_masked_positions_below_the_threshold():
         (0.75, [False, True, True]),
         (0.25, [False, False, True]),
     ):
-        assert ask(StableAndConfident(None, threshold, 3), [[7, 7, 7]] * 3, entropy, competing) == expected
+        assert ask(watcher(None, threshold, 3, width=3), [[7, 7, 7]] * 3, entropy, competing) == expected
 
 
 def test_both_must_hold_where_both_are_asked_for():
-    early = StableAndConfident(1, 0.5, 2)
+    early = watcher(1, 0.5, 2, width=1)
     assert ask(early, [[1], [1]], [[0.1], [0.1]]) == [False, False]
     assert ask(early, [[1], [2]], [[0.1], [0.1]]) == [True, False]
     assert ask(early, [[1], [2]], [[0.9], [0.1]]) == [False, True]
@@ -134,7 +141,7 @@ def test_both_must_hold_where_both_are_asked_for():
 
 def test_confidence_cannot_be_judged_without_entropies():
     with pytest.raises(ValueError, match=r"^confidence_threshold=0\.5 needs the entropies of the step$"):
-        ask(StableAndConfident(None, 0.5, 1), [[1]])
+        ask(watcher(None, 0.5, 1, width=1), [[1]])
 
 
 # Per step and sample: whether it still takes part, and its canvas of two positions.
@@ -143,7 +150,7 @@ STEP = st.tuples(*[st.tuples(st.booleans(), st.integers(0, 1), st.integers(0, 1)
 
 @given(st.lists(STEP, min_size=1, max_size=10), st.integers(0, 3))
 def test_samples_that_drop_out_and_return_keep_their_own_history(steps, threshold):
-    early = StableAndConfident(threshold, None, 3)
+    early = watcher(threshold, None, 3, width=2)
     history = [[], [], []]
     for step in steps:
         samples = [index for index, (takes_part, *_) in enumerate(step) if takes_part]

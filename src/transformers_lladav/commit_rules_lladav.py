@@ -47,7 +47,7 @@ class CommitRule(Protocol):
         ...
 
 
-def commits_per_step(masked: torch.Tensor, step: int, steps: torch.Tensor) -> torch.Tensor:
+def commits_per_step(masked: torch.Tensor, step: int | torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """How many of `masked` positions an even schedule commits in a step, the first steps taking one more.
 
     Args:

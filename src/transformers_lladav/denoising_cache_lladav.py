@@ -15,7 +15,10 @@ from transformers.cache_utils import CacheLayerMixin
 class LiveLayer(CacheLayerMixin):
     """Keys and values of a layer for whole sequences; a pass over some positions replaces those of these only."""
 
+    is_compileable = True
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,13 +52,21 @@ class LiveLayer(CacheLayerMixin):
                 "torch.no_grad or pass no cache"
             )
         if self.positions is None:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            return key_states, value_states
+            return self._take_all(key_states, value_states)
         where = self.positions[:, None, :, None]  # (batch, 1, positions, 1)
         self.keys.scatter_(2, where.expand_as(key_states), key_states)
         self.values.scatter_(2, where.expand_as(value_states), value_states)
         return self.keys, self.values
+
+    def _take_all(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of whole sequences; where they stand in memory, later ones do as well, as CUDA graphs ask for."""
+        if self.is_initialized and self.keys.shape == key_states.shape:
+            self.keys.copy_(key_states)
+            self.values.copy_(value_states)
+        else:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
         """Positions that there are, seen or not."""

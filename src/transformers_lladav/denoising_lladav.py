@@ -116,6 +116,7 @@ class DenoisingLoop:
         self.cut_at = self.sequence_stop_at.clone()  # where a stopping criterion ended it
         self.out_of_time = False
         self.steps_taken = torch.zeros(batch, dtype=torch.long, device=device)
+        self.indices = torch.arange(self.canvas, device=device)
         self.embed = passes.model.get_input_embeddings()
         self.early = StableAndConfident(config.stability_threshold, config.confidence_threshold, batch)
         self.generators: list[torch.Generator] = []  # nothing is drawn, not even seeds, where nothing is random
@@ -159,7 +160,7 @@ class DenoisingLoop:
         """
         columns = self._columns(block)
         if len(self.answer) > 1:
-            behind = torch.arange(columns.start, columns.stop, device=self.answer.device) >= self.ends[:, None]
+            behind = self.indices[columns] >= self.ends[:, None]
             end_token = next(iter(self.config.stop_token_ids), self.config.pad_token_id)
             behind |= ~self.inputs.present[:, columns]
             shown = self.answer[:, columns]
@@ -198,7 +199,7 @@ class DenoisingLoop:
         """
         columns = self._columns(block)
         masked = self._competing(columns).sum(dim=1)  # (batch,)
-        self.early.start_block()
+        self.early.start_block(columns.stop - columns.start, masked.device)
         step = 0
         while step < self.max_steps or self.extras.constraints:
             competing = self._competing(columns)  # (batch, block)
@@ -215,11 +216,10 @@ class DenoisingLoop:
             step += 1
         self._ask_criteria(columns)
 
-    def _competing(self, columns: slice) -> torch.Tensor:
+    def _competing(self, columns: slice | torch.Tensor) -> torch.Tensor:
         """Positions of a block that may be written, (batch, block)."""
-        positions = torch.arange(columns.start, columns.stop, device=self.answer.device)
         masked = self.answer[:, columns] == self.config.mask_token_id
-        return masked & self.inputs.present[:, columns] & (positions < self.stop_at[:, None])
+        return masked & self.inputs.present[:, columns] & (self.indices[columns] < self.stop_at[:, None])
 
     def step(
         self, block: int, step: int, samples: torch.Tensor, competing: torch.Tensor, masked: torch.Tensor
@@ -236,16 +236,8 @@ class DenoisingLoop:
         columns = self._columns(block)
         live = self.answer[samples, columns]  # (active, block)
         prediction = self.predict(samples, columns, competing, step)
-        steps = self.steps_per_block[samples]
-        offer = Offer(
-            confidence=prediction.confidence,
-            entropy=prediction.entropy,
-            competing=competing,
-            planned=commits_per_step(masked, step, steps),
-            needed=-(-competing.sum(dim=1) // (steps - step).clamp(min=1)),
-        )
         # Whatever constraints held back until after the last planned step is written as soon as it fits.
-        committed = self.rule.select(offer) & competing if step < self.max_steps else competing
+        committed = self._chosen(samples, prediction, competing, masked, step) if step < self.max_steps else competing
         committed |= self._completed_early(samples, live, prediction, competing)
         if self.extras.constraints:
             committed = self._fitting_together(samples, columns, prediction, committed)
@@ -255,6 +247,25 @@ class DenoisingLoop:
         if self.extras.on_step is not None:
             found = (committed, prediction.tokens, prediction.confidence)
             self.extras.on_step(DenoisingStep(block, step, columns.start, samples, self.answer.clone(), *found))
+
+    def _chosen(
+        self,
+        samples: torch.Tensor,
+        prediction: Prediction,
+        competing: torch.Tensor,
+        masked: torch.Tensor,
+        step: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """What the rule commits, (rows, block)."""
+        steps = self.steps_per_block[samples]
+        offer = Offer(
+            confidence=prediction.confidence,
+            entropy=prediction.entropy,
+            competing=competing,
+            planned=commits_per_step(masked, step, steps),
+            needed=-(-competing.sum(dim=1) // (steps - step).clamp(min=1)),
+        )
+        return self.rule.select(offer) & competing
 
     def predict(self, samples: torch.Tensor, columns: slice, competing: torch.Tensor, step: int) -> Prediction:
         """Candidates for the masked positions of a block.
@@ -333,10 +344,10 @@ class DenoisingLoop:
         answer = self.answer[samples]
         self.sequence_stop_at[samples] = sequence_stop(answer, self.extras.stops, self.sequence_stop_at[samples])
         stop_at = torch.minimum(token_stop(answer, self.stop_tokens), self.sequence_stop_at[samples])
-        before = torch.arange(self.canvas, device=answer.device) < stop_at[:, None]
+        before = self.indices < stop_at[:, None]
         masked = (answer == self.config.mask_token_id) & before & self.inputs.present[samples]
         self.stop_at[samples] = stop_at
-        self.finished[samples] = ~masked.any(dim=1)
+        self.finished[samples] |= ~masked.any(dim=1)
 
     def _ask_criteria(self, columns: slice) -> None:
         """End samples whose time is up or whose stopping criteria say so at the end of a block."""

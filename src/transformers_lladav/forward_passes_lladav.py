@@ -45,7 +45,7 @@ class LoopInputs:
         last = (live.sum(dim=1) - 1)[:, None]
         return order.gather(1, torch.arange(width, device=order.device).expand_as(order).minimum(last))
 
-    def block_positions(self, columns: slice) -> torch.Tensor:
+    def block_positions(self, columns: slice | torch.Tensor) -> torch.Tensor:
         """Where a block of the canvas stands, (batch, block); its first position takes the place of missing ones."""
         slots = self.slots[:, columns]
         return torch.where(self.present[:, columns], slots, slots[:, :1])
@@ -127,34 +127,45 @@ class ForwardPasses:
         Returns:
             (wanted positions, output vocabulary).
         """
-        if self._is_whole(columns, step):
+        if self.is_whole(columns, step):
+            if self.interval != 1:
+                self.cache, self.members = DenoisingCache(len(self.model.model.language_model.layers)), samples
+            self.whole[samples] += self.views
             hidden = self._whole_pass(samples, columns)
         else:
             hidden = self._live_pass(samples, finished, columns)
-        hidden = hidden.unflatten(0, (self.views, -1))[:, rows]  # (views, wanted positions, hidden)
+        return self._head(hidden.unflatten(0, (self.views, -1))[:, rows])
+
+    def is_whole(self, columns: slice, step: int) -> bool:
+        """Whether a step runs whole sequences: the same for all samples, whatever they are batched with.
+
+        Args:
+            columns: of the block in the canvas.
+            step: index of the step inside the block.
+
+        Returns:
+            True if it does.
+        """
+        if self.interval is None:
+            return step == 0 and columns.start == 0
+        return step % self.interval == 0
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Head outputs, (..., output vocabulary), guided if asked; `hidden` is (views, ..., hidden)."""
         logits = self.model.lm_head(hidden)[..., : self.model.config.output_vocab_size]
         if self.views == 1:
             return logits[0]
         conditional, unconditional = logits
         return unconditional + self.scale * (conditional - unconditional)
 
-    def _is_whole(self, columns: slice, step: int) -> bool:
-        """The same for all samples, whatever they are batched with."""
-        if self.interval is None:
-            return step == 0 and columns.start == 0
-        return step % self.interval == 0
-
-    def _whole_pass(self, samples: torch.Tensor, columns: slice) -> torch.Tensor:
+    def _whole_pass(self, samples: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
         """Hidden states of a block, (views * active, block, hidden), after a pass over whole sequences."""
-        if self.interval != 1:
-            self.cache, self.members = DenoisingCache(len(self.model.model.language_model.layers)), samples
-        self.whole[samples] += self.views
         everyone = len(samples) == len(self.places)
         embeds = self.inputs.embeds if everyone else self.inputs.embeds[samples]
         if self.views == 2:
             blind = torch.where(self.inputs.blind[samples, :, None], self.mask_embedding, embeds)
             embeds = torch.cat([embeds, blind])
-        return self._run(embeds, samples, self.places[samples], self.inputs.slots[samples, columns])
+        return self._run(embeds, samples, self.places[samples], self.inputs.slots[samples][:, columns])
 
     def _live_pass(self, samples: torch.Tensor, finished: torch.Tensor, columns: slice) -> torch.Tensor:
         """The same after a pass over what is live."""
@@ -162,19 +173,26 @@ class ForwardPasses:
         # What is forgotten of others comes again with the whole pass of the next block, if there is one.
         self._forget(samples if self.interval is not None else (~finished).nonzero()[:, 0])
         members = self.members
-        if self.dual:
-            positions = self.inputs.block_positions(columns)[members]
-            wanted = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
-        else:
-            assert self.live is not None
-            positions = self.live[members]
-            wanted = torch.searchsorted(positions, self.inputs.block_positions(columns)[members])
-        embeds = self.inputs.embeds[members[:, None], positions].repeat(self.views, 1, 1)
+        positions, wanted = self._live_positions(columns)
         self.cache.look_at(positions.repeat(self.views, 1))
-        hidden = self._run(embeds, members, self.places[members].gather(1, positions), wanted)
+        hidden = self._run_live(positions, wanted)
         if len(samples) == len(members):
             return hidden
         return hidden.unflatten(0, (self.views, -1))[:, torch.isin(members, samples)].flatten(0, 1)
+
+    def _live_positions(self, columns: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is live, (members, live), and where in it the block stands, (members, block)."""
+        if self.dual:
+            positions = self.inputs.block_positions(columns)[self.members]
+            return positions, torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
+        assert self.live is not None
+        positions = self.live[self.members]
+        return positions, torch.searchsorted(positions, self.inputs.block_positions(columns)[self.members])
+
+    def _run_live(self, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """A pass over what is live, (views * members, block, hidden); the cache has been told where it is."""
+        embeds = self.inputs.embeds[self.members[:, None], positions].repeat(self.views, 1, 1)
+        return self._run(embeds, self.members, self.places[self.members].gather(1, positions), wanted)
 
     def _run(
         self, embeds: torch.Tensor, samples: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor

@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
 from .commit_rules_lladav import RULES, ConfidenceFactor, ConfidenceThreshold, EntropyBound, FixedSchedule, load_rule
 from .sampling_lladav import REMASKING, SamplingSettings
@@ -37,6 +37,7 @@ DEFAULT_MAX_NEW_TOKENS = 128
 
 # What is remembered between the passes of a loop.
 CACHES = ("prompt", "dual", "auto")
+CACHE_IMPLEMENTATIONS = ("dynamic", "static")
 
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": None,
@@ -56,6 +57,9 @@ DEFAULTS: dict[str, Any] = {
     "no_repeat_ngram_size": None,
     "prompt_refresh_interval": 1,
     "use_cache": "prompt",
+    "cache_implementation": None,
+    "compile_config": None,
+    "disable_compile": None,
     "stop_strings": None,
     "eos_token_id": None,
     "mask_token_id": None,
@@ -100,6 +104,10 @@ class LladaVGenerationConfig(GenerationConfig):
         use_cache (`str`, defaults to `"prompt"`): what is remembered: the prompt ("prompt"), everything but the live
             block ("dual", for large batches), or what suits batch and blocks ("auto"). True, which tools and official
             files carry, stands for the default.
+        cache_implementation (`str`, *optional*): "static" for steps whose tensors keep their shapes, which are
+            compiled on GPUs; nothing random, no constraints and no time limit then. "dynamic" otherwise.
+        compile_config (`CompileConfig`, *optional*): with "static", how steps are compiled; given, on any device.
+        disable_compile (`bool`, *optional*): with "static", compile nothing.
         stop_strings (`list[str]`, *optional*): texts that end the answer; `generate` then needs `tokenizer`.
         eos_token_id (`int` or `list[int]`, *optional*): tokens that end the answer.
         mask_token_id (`int`, *optional*): defaults to the model's.
@@ -116,6 +124,7 @@ class LladaVGenerationConfig(GenerationConfig):
     stop_strings: list[str] | None
     sampler_config: Any
     use_cache: Any
+    compile_config: Any
 
     def __init__(self, **kwargs: Any) -> None:
         # As with DiffusionGemma's configuration, the parent's fields do not apply and are not set.
@@ -143,6 +152,7 @@ class LladaVGenerationConfig(GenerationConfig):
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
         self._check_cache()
+        self._check_static()
         if self.stop_strings is not None:
             self.stop_strings = _as_texts("stop_strings", self.stop_strings)
         if isinstance(self.sampler_config, dict):
@@ -187,6 +197,30 @@ class LladaVGenerationConfig(GenerationConfig):
             raise ValueError(
                 'use_cache="dual" remembers nothing with prompt_refresh_interval=1; pass prompt_refresh_interval=8, '
                 "or None for a single whole pass"
+            )
+
+    def _check_static(self) -> None:
+        """Refuse what cannot be known before a step, and options of compilation where nothing is compiled."""
+        known = CACHE_IMPLEMENTATIONS
+        if self.cache_implementation not in (None, *known):
+            raise ValueError(
+                f"cache_implementation={self.cache_implementation!r} is not known; choose one of {', '.join(known)}"
+            )
+        static = self.cache_implementation == "static"
+        if isinstance(self.compile_config, dict):
+            self.compile_config = CompileConfig(**self.compile_config)
+        if self.compile_config is not None and not (static and isinstance(self.compile_config, CompileConfig)):
+            raise ValueError(
+                f"compile_config={self.compile_config!r} must be a CompileConfig of transformers, and needs "
+                'cache_implementation="static"'
+            )
+        settings = {"temperature": 0, "no_repeat_ngram_size": None}
+        given = [f"{name}={getattr(self, name)}" for name, off in settings.items() if getattr(self, name) != off]
+        given += [f"remasking={self.remasking!r}"] if self.remasking == "random" else []
+        if static and given:
+            raise ValueError(
+                f'{given[0]} does not go with cache_implementation="static", whose steps hold nothing random and no '
+                "constraints; leave one of them out"
             )
 
     def _check_together(self) -> None:

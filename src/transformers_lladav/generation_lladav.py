@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
@@ -26,6 +26,7 @@ from .denoising_lladav import DenoisingLoop, DenoisingStep, LoopExtras
 from .forward_passes_lladav import ForwardPasses, LoopInputs, chosen_cache
 from .generation_configuration_lladav import LladaVGenerationConfig, explain_unknown, resolve_aliases
 from .presets_lladav import find_preset
+from .static_loop_lladav import COMPILED_DEVICES, StaticLoop, StaticPasses
 from .stopping_lladav import check_criteria, split_time
 
 logger = logging.get_logger(__name__)
@@ -144,6 +145,7 @@ class LladaVGenerationMixin(GenerationMixin):
         stops = _stop_sequences(config, tokenizer, input_ids.device)
         suppressed = self._suppressed(config, infill, bool(constraints or timed)).to(input_ids.device)
         callbacks = (generator, official_draws, callback_on_step_end)
+        _check_static(config, constraints, timed)
         extras = LoopExtras(stops, suppressed, constraints, timed, criteria, prompts, *callbacks)
         loop = self._build_loop(canvas, config, extras, pictures, infill)
         history = loop.run(input_ids, streamer)
@@ -243,15 +245,19 @@ class LladaVGenerationMixin(GenerationMixin):
         embeds, _, _ = self.model.embed_inputs(canvas.input_ids, **pictures)
         inputs = LoopInputs(embeds, canvas.attention_mask, canvas.slots, canvas.present, canvas.blind)
         blocks = -(-canvas.slots.shape[1] // block_length)
-        passes = ForwardPasses(
-            self,
-            inputs,
-            config.mask_token_id,
-            config.guidance_scale,
-            config.prompt_refresh_interval,
-            dual=chosen_cache(config.use_cache, len(canvas.slots), blocks) == "dual",
-        )
+        dual = chosen_cache(config.use_cache, len(canvas.slots), blocks) == "dual"
+        scale, interval = config.guidance_scale, config.prompt_refresh_interval
+        if config.cache_implementation == "static":
+            static = StaticPasses(self, inputs, config.mask_token_id, scale, interval, dual)
+            return StaticLoop(static, inputs, config, block_length, steps, extras, self._compilation(config))
+        passes = ForwardPasses(self, inputs, config.mask_token_id, scale, interval, dual)
         return DenoisingLoop(passes, inputs, config, block_length, steps, extras)
+
+    def _compilation(self, config: LladaVGenerationConfig) -> CompileConfig | None:
+        """How static steps are compiled: as asked, otherwise where it pays."""
+        if config.disable_compile:
+            return None
+        return config.compile_config or (CompileConfig() if self.device.type in COMPILED_DEVICES else None)
 
     def _check_positions(self, canvas: Canvas, input_ids: torch.Tensor, suffix: torch.Tensor) -> None:
         mask, limit = canvas.attention_mask, self.config.text_config.max_position_embeddings
@@ -362,6 +368,17 @@ def _check_infill(config: LladaVGenerationConfig, given: dict[str, Any], suffix:
     if config.no_repeat_ngram_size is not None:
         raise ValueError(
             f"no_repeat_ngram_size={config.no_repeat_ngram_size} does not go with infill=True: holes are not one text"
+        )
+
+
+def _check_static(config: LladaVGenerationConfig, constraints: list[Constraint], timed: list[Any]) -> None:
+    if config.cache_implementation == "static" and (constraints or timed):
+        refused = (
+            "logits_processor or allowed_tokens_fn" if constraints else "a MaxTimeCriteria, asked after every step,"
+        )
+        raise ValueError(
+            f'{refused} does not go with cache_implementation="static", whose steps do not wait for the host; leave '
+            "one of them out"
         )
 
 

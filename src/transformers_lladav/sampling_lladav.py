@@ -135,8 +135,9 @@ def predict(logits: torch.Tensor, rows: torch.Tensor, settings: SamplingSettings
     probabilities tie at 1.0 and the ranking is lost. Entropies are taken after division by the temperature.
 
     Args:
-        logits: (rows that are true, vocabulary) of the masked positions; -inf where a token may not be written.
-        rows: (batch, block), which positions these are.
+        logits: (rows that are true, vocabulary) of the masked positions, or (batch * block, vocabulary) of all, if
+            nothing is random: shapes then depend on no values; -inf where a token may not be written.
+        rows: (batch, block), which positions are masked.
         settings: how to choose and rate.
         draws: source of random numbers; not touched when nothing is random.
 
@@ -186,7 +187,9 @@ def _truncated(exact: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
 
 
 def _spread(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Put values of the true positions in their places, 0 elsewhere, (batch, block)."""
+    """Put values of the true positions, or of all, in their places, 0 elsewhere, (batch, block)."""
+    if len(values) == rows.numel():
+        return torch.where(rows, values.view(rows.shape), 0)
     placed = torch.zeros(rows.shape, dtype=values.dtype, device=rows.device)
     placed[rows] = values
     return placed

@@ -82,12 +82,16 @@ class StableAndConfident:
     def __init__(self, stability_threshold: int | None, confidence_threshold: float | None, batch: int) -> None:
         self.stability_threshold, self.confidence_threshold = stability_threshold, confidence_threshold
         self.batch = batch
-        self.start_block()
 
-    def start_block(self) -> None:
-        """Forget the canvases of the block before."""
-        self.previous: torch.Tensor | None = None  # (batch, block)
-        self.unchanged = torch.zeros(self.batch, dtype=torch.long)
+    def start_block(self, width: int, device: torch.device) -> None:
+        """Forget the canvases of the block before.
+
+        Args:
+            width: of the block.
+            device: where canvases are.
+        """
+        self.previous = torch.full((self.batch, width), -1, device=device)
+        self.unchanged = torch.zeros(self.batch, dtype=torch.long, device=device)
 
     def __call__(
         self, samples: torch.Tensor, canvas: torch.Tensor, entropy: torch.Tensor | None, competing: torch.Tensor
@@ -108,9 +112,6 @@ class StableAndConfident:
         """
         done = torch.ones(len(samples), dtype=torch.bool, device=canvas.device)
         if self.stability_threshold is not None:
-            if self.previous is None:
-                self.previous = canvas.new_full((self.batch, canvas.shape[1]), -1)
-                self.unchanged = self.unchanged.to(canvas.device)
             same = (self.previous[samples] == canvas).all(dim=1)
             self.unchanged[samples] = torch.where(same, self.unchanged[samples] + 1, 0)
             self.previous[samples] = canvas
