@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion
+from transformers_lladav.answering_memory import POSITIONS, answering_rows
 from transformers_lladav.files import write_text
 from transformers_lladav.quantization import nf4_config
 from transformers_lladav.recipes import RECIPES, Recipe
@@ -336,6 +337,8 @@ def estimated() -> dict[str, Any]:
         "cards": CARDS,
         "node": {"devices": NODE, "card": NODE_CARD},
         "rows": [dataclasses.asdict(row) for name in ESTIMATED for row in fits(LladaVConfig(), RECIPES[name])],
+        "answering": answering_rows(LladaVConfig()),
+        "positions": POSITIONS,
     }
 
 

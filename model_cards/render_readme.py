@@ -18,6 +18,7 @@ from twin_figures import draw_twins, masks_table, twin_kinds_table, twins_table
 
 from transformers_lladav.result_tables import (
     RULE_NAMES,
+    answering_table,
     conversion_table,
     decoding_table,
     evaluation_table,
@@ -196,6 +197,7 @@ TABLES = {
     "repeats": ("decoding", repeats_table),
     "conversion": ("conversion", conversion_table),
     "memory": ("training_memory", memory_table),
+    "answering": ("training_memory", answering_table),
     "finetuning": ("finetuning", finetuning_table),
     "twins": ("twins", twins_table),
     "twin_kinds": ("twins", twin_kinds_table),

@@ -1,4 +1,4 @@
-"""Four-bit weights: exactly the language model's layers, near the ones they stand for, and trained around."""
+"""Fewer bits: exactly the language model's layers, near the ones they stand for, trained around and answered from."""
 
 import sys
 from types import SimpleNamespace
@@ -6,9 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion
-from transformers_lladav.quantization import is_quantized, nf4_config
+from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, asking
+from transformers_lladav.quantization import (
+    QUANTIZATIONS,
+    is_quantized,
+    matrix_bytes,
+    nf4_config,
+    quantization_config,
+)
 from transformers_lladav.recipes import RECIPES
+from transformers_lladav.shape_scenes import NUMBER_WORDS, make_scene, render_scene
 from transformers_lladav.trainable import expected_trainable, parameter_groups, prepare_trainable, summarise
 
 RECIPE = RECIPES["qlora"]
@@ -160,3 +167,71 @@ def test_an_integer_type_to_compute_in_is_refused():
 def test_quantised_models_are_recognised_by_their_configuration(settings, name):
     config = SimpleNamespace() if settings is None else SimpleNamespace(quantization_config=settings)
     assert is_quantized(SimpleNamespace(config=config)) == name
+
+
+# Answering from fewer bits
+
+ON_CPU = ("nf4", "int8", "int8-weight-only")
+
+
+def stored_bytes(weight):
+    """Of a quantised matrix, its constants included."""
+    if hasattr(weight, "quant_state"):
+        state = weight.quant_state
+        return weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    if hasattr(weight, "SCB"):
+        return weight.CB.nbytes + weight.SCB.nbytes
+    return weight.qdata.nbytes + weight.scale.nbytes + weight.zero_point.nbytes
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_checkpoint_is_held_in_fewer_bits_and_answers_nearly_the_same(name, folder):
+    pytest.importorskip(QUANTIZATIONS[name])
+    config = quantization_config(name, torch.bfloat16)
+    model = LladaVForMaskedDiffusion.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"}
+    ).eval()
+    plain = load(folder, four_bit=False).eval()
+    for layer_name, layer in plain.named_modules():
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        weight = model.get_submodule(layer_name).weight
+        if "language_model.layers" in layer_name:
+            assert stored_bytes(weight) == matrix_bytes(name, layer.out_features, layer.in_features)
+        else:
+            assert torch.equal(weight, layer.weight), layer_name
+    assert is_quantized(model) == {"nf4": "nf4", "int8": "int8"}.get(name, "torchao")
+    inputs = {key: value for key, value in sample().items() if key not in ("labels", "loss_weights")}
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    with torch.no_grad():
+        found, expected = (each(**inputs).logits.float() for each in (model, plain))
+    assert 0 < (found - expected).norm() / expected.norm() < (0.3 if name == "nf4" else 0.05)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8-weight-only"])
+def test_the_bundled_checkpoint_still_counts(name):
+    pytest.importorskip(QUANTIZATIONS[name])
+    assistant = asking.load(device="cpu", quantization=name)
+    assert is_quantized(assistant.model)
+    scene = make_scene("demo", 0)
+    answer = asking.ask(assistant, render_scene(scene, 128), "How many shapes are there?")
+    assert answer.text == NUMBER_WORDS[len(scene.objects)]
+
+
+def test_ways_that_cannot_be_gone_are_refused(folder, monkeypatch):
+    with pytest.raises(ValueError, match=r"^quantization='int3' is not known; choose one of nf4, int8, int8-weight"):
+        asking.load(folder, quantization="int3")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=r"'int4-weight-only' needs a CUDA GPU, not device='cpu'; nf4 runs on CPUs"):
+        asking.load(folder, device="cpu", quantization="int4-weight-only")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs torchao: pip install 'transformers_lladav\[quantized\]'$"):
+        asking.load(folder, quantization="int8-weight-only")
+
+
+def test_what_is_quantised_already_is_not_quantised_again(folder, tmp_path):
+    load(folder).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^quantization='nf4', but the weights of .* are quantised already; leave it"
+    ):
+        asking.load(tmp_path, device="cpu", quantization="nf4")

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion
-from transformers_lladav.quantization import nf4_config
+from transformers_lladav.quantization import nf4_bytes, nf4_config
 from transformers_lladav.recipes import RECIPES, Recipe
 from transformers_lladav.trainable import prepare_trainable
-from transformers_lladav.training_memory import CARDS, GIGABYTE, LABELS, estimate, fits, nf4_bytes
+from transformers_lladav.training_memory import CARDS, GIGABYTE, LABELS, estimate, fits
 from transformers_lladav.training_model import frozen_dtype
 
 SCRIPT = Path(__file__).parent.parent / "model_cards" / "measure_training.py"

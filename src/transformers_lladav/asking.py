@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from . import BUNDLED_CHECKPOINT
 from .adapters import attach_adapter, load_processor, load_with_adapter
@@ -15,6 +15,7 @@ from .constraints_lladav import AnswerChoices
 from .denoising_lladav import DenoisingStep
 from .image_processing_lladav import LladaVImageProcessor, open_picture
 from .presets_lladav import find_preset
+from .quantization import is_quantized, quantization_config
 from .recording import Recorder, Recording
 from .streaming import Draft, DraftDecoder, TokenState
 
@@ -76,6 +77,7 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
     adapter: str | Path | None = None,
+    quantization: str | None = None,
 ) -> Assistant:
     """Load a checkpoint, and an adapter beside it.
 
@@ -84,29 +86,49 @@ def load(
         device: "auto" takes a GPU if there is one, else any torch device.
         trust_remote_code: run code that the checkpoint brings; not needed for LLaDA-V checkpoints.
         adapter: folder or Hub id of a PEFT adapter.
+        quantization: hold the language model in fewer bits, in one of the ways of `QUANTIZATIONS`.
 
     Returns:
         Model and processor, the model in the dtype of its weights.
 
     Raises:
+        ImportError: if the library that quantises is not installed.
         OSError: if there is no such checkpoint.
-        ValueError: if it is no LLaDA-V, or the adapter does not fit it.
+        ValueError: if it is no LLaDA-V, the adapter does not fit it, or its weights are quantised already.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     # Half precision is slow on most CPUs, and a small model loses nothing in float32.
-    dtype = torch.float32 if device == "cpu" else "auto"
+    loading: dict[str, Any] = {"dtype": torch.float32 if device == "cpu" else "auto"}
+    if quantization is not None:
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        loading = {"dtype": dtype, "quantization_config": quantization_config(quantization, dtype, device)}
+        loading["device_map"] = {"": device}
     if adapter is not None:
         name = _adapter_name(adapter)
         options: dict[str, Any] = {"base": checkpoint, "trust_remote_code": trust_remote_code}
-        model = load_with_adapter(adapter, name=name, dtype=dtype, **options)
-        return Assistant(model.to(device), load_processor(adapter, **options))
+        model = load_with_adapter(adapter, name=name, **loading, **options)
+        return Assistant(_placed(model, device), load_processor(adapter, **options))
     source = str(checkpoint or BUNDLED_CHECKPOINT)
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    if quantization is not None:
+        _check_plain(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
+    model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=trust_remote_code, **loading)
     if model.config.model_type != "lladav":
         raise ValueError(f"{source} holds a {model.config.model_type!r} model; give a LLaDA-V checkpoint")
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return Assistant(model.to(device).eval(), processor)
+    return Assistant(_placed(model, device).eval(), processor)
+
+
+def _check_plain(config: Any, source: str, quantization: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"quantization={quantization!r}, but the weights of {source} are quantised already; leave it out"
+        )
+
+
+def _placed(model: Any, device: str) -> Any:
+    """Quantised weights stay where they were loaded."""
+    return model if is_quantized(model) else model.to(device)
 
 
 def switch_adapter(assistant: Assistant, adapter: str | Path | None) -> None:

@@ -52,6 +52,7 @@ class BatchSettings:
         skip_bad: give a record that cannot be used an "error" instead of stopping.
         device: "auto", or any torch device.
         trust_remote_code: run code that the checkpoint brings.
+        quantization: how the language model is held; see `quantization.QUANTIZATIONS`.
     """
 
     source: Path
@@ -64,6 +65,7 @@ class BatchSettings:
     skip_bad: bool = False
     device: str = "auto"
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     @property
     def parts(self) -> Path:
@@ -115,7 +117,9 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
     processes = Processes()
     records = load_records(settings.source)
     device = processes.device(settings.device)
-    assistant = asking.load(settings.model, device, settings.trust_remote_code, settings.adapter)
+    assistant = asking.load(
+        settings.model, device, settings.trust_remote_code, settings.adapter, settings.quantization
+    )
     with processes.together(), ExitStack() as stack:
         if processes.rank == 0:
             stack.enter_context(_held(settings.parts))

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import CodeOption, DeviceOption, JsonOption, ModelOption, err, loading, out
+from .cli_console import CodeOption, DeviceOption, JsonOption, ModelOption, QuantizationOption, err, loading, out
 
 SECONDS_PER_STEP = 0.25  # with --watch
 
@@ -70,6 +70,7 @@ def ask(
     gif: GifOption = None,
     html: HtmlOption = None,
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
     trust_remote_code: CodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,13 +85,10 @@ def ask(
         from . import asking
 
         shown = asking.read_picture(picture)  # before the model: a wrong path should not cost its loading
-        assistant = _load(model, device, trust_remote_code, adapter)
+        assistant = _load(model, device, trust_remote_code, adapter, quantization)
     recorder = asking.record(assistant, fill) if gif or html else None
     with _live_draft(enabled=not as_json and (watch or out.is_terminal), slow=watch) as show:
-        if fill is not None:
-            answer = asking.fill(assistant, shown, question, fill, show, recorder, **settings)
-        else:
-            answer = asking.ask(assistant, shown, question, show, recorder, **settings)
+        answer = _answer(assistant, shown, question, fill, show, recorder, settings)
     if recorder is not None:
         _save_film(asking.film(recorder, shown, question, answer), gif, html)
     if as_json:
@@ -99,13 +97,26 @@ def ask(
         _print_answer(answer)
 
 
-def _load(model: str | None, device: str, trust_remote_code: bool, adapter: str | None) -> Any:
+def _answer(
+    assistant: Any, shown: Any, question: str, fill: str | None, show: Any, recorder: Any, settings: dict[str, Any]
+) -> Any:
+    """Write an answer, or fill one in."""
+    from . import asking
+
+    if fill is not None:
+        return asking.fill(assistant, shown, question, fill, show, recorder, **settings)
+    return asking.ask(assistant, shown, question, show, recorder, **settings)
+
+
+def _load(
+    model: str | None, device: str, trust_remote_code: bool, adapter: str | None, quantization: str | None = None
+) -> Any:
     """Load what answers, and say in a line each what its owner should know."""
     from . import asking
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        assistant = asking.load(model, device, trust_remote_code, adapter)
+        assistant = asking.load(model, device, trust_remote_code, adapter, quantization)
     for warning in caught:
         if warning.category is UserWarning:
             err.print(Text.assemble(("Warning: ", "yellow"), str(warning.message)))

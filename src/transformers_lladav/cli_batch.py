@@ -22,6 +22,7 @@ from .cli_console import (
     FolderOption,
     ModelOption,
     OutsideOption,
+    QuantizationOption,
     QuestionOption,
     UrlsOption,
     err,
@@ -54,6 +55,7 @@ def batch(
     allow_urls: UrlsOption = False,
     question: QuestionOption = None,
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
     trust_remote_code: CodeOption = False,
 ) -> None:
     """Answer every record of INPUT, and write it with its answer to OUTPUT, in the same order.
@@ -74,7 +76,7 @@ def batch(
             BatchSettings(
                 source, output, model, adapter, Asking(generation, preset, seed, batch_size=batch_size),
                 ReadOptions(image_folder, allow_outside, allow_urls, question), column, skip_bad, device,
-                trust_remote_code,
+                trust_remote_code, quantization,
             ),
             lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip

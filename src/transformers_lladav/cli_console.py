@@ -14,6 +14,10 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder or Hub id of a checkpoint; by default the bundled one.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...")]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Hold the language model in nf4, int8, int8-weight-only or int4-weight-only."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 CodeOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
 

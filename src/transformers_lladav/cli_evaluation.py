@@ -22,6 +22,7 @@ from .cli_console import (
     FolderOption,
     JsonOption,
     OutsideOption,
+    QuantizationOption,
     QuestionOption,
     UrlsOption,
     err,
@@ -101,6 +102,7 @@ def evaluate(
     allow_urls: UrlsOption = False,
     question: QuestionOption = None,
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
     trust_remote_code: CodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -123,7 +125,8 @@ def evaluate(
             output=output, tasks=tuple(tasks), model=model, adapter=adapter, metric=metric, limit=limit, blind=blind,
             how=Asking(generation, preset, seed, samples, batch_size, ignored),
             read=ReadOptions(image_folder, allow_outside, allow_urls, question),
-            device=device, trust_remote_code=trust_remote_code, command=shlex.join(["lladav", *sys.argv[1:]]),
+            device=device, trust_remote_code=trust_remote_code, quantization=quantization,
+            command=shlex.join(["lladav", *sys.argv[1:]]),
         )  # fmt: skip
         with _bars() as bars:
             outcome = run_evaluation(settings, bars)

@@ -24,6 +24,7 @@ from .eval_survey import Progress, Survey, survey
 from .eval_tasks import ReadOptions, Task, open_tasks
 from .files import write_text
 from .processes import Processes
+from .quantization import is_quantized
 from .sources import is_hub_id
 
 RESULT, TABLE = "result.json", "result.md"
@@ -46,6 +47,7 @@ class EvalSettings:
         read: how a user's records are read.
         device: "auto", or any torch device.
         trust_remote_code: run code that the checkpoint brings.
+        quantization: how the language model is held; see `quantization.QUANTIZATIONS`.
         command: for the result: how a user began it.
     """
 
@@ -60,6 +62,7 @@ class EvalSettings:
     read: ReadOptions = field(default_factory=ReadOptions)
     device: str = "auto"
     trust_remote_code: bool = False
+    quantization: str | None = None
     command: str = "lladav eval"
 
 
@@ -109,7 +112,9 @@ def run_evaluation(settings: EvalSettings, on_progress: Callable[[str], Progress
     device = processes.device(settings.device)
     tasks = open_tasks(settings.tasks, limit=settings.limit, metric=settings.metric, options=settings.read)
     surveys = [survey(task, report(f"Reading {task.name}")) for task in tasks]
-    assistant = asking.load(settings.model, device, settings.trust_remote_code, settings.adapter)
+    assistant = asking.load(
+        settings.model, device, settings.trust_remote_code, settings.adapter, settings.quantization
+    )
     record = describe(settings, tasks, surveys, assistant.model, assistant.processor)
     check_folder(settings.output, record)
     with processes.together(), ExitStack() as stack:
@@ -198,6 +203,7 @@ def describe(
         },
         "device": str(model.device.type),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": is_quantized(model),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

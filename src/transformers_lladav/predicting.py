@@ -68,6 +68,7 @@ class LladaVPredictor:
         image_folder: where paths start, and may not lead out of; without it paths are refused.
         device: "auto", or any torch device.
         trust_remote_code: run code that the checkpoint brings.
+        quantization: hold the language model in fewer bits; see `quantization.QUANTIZATIONS`.
         **generation: arguments of `generate`.
 
     Raises:
@@ -91,12 +92,13 @@ class LladaVPredictor:
         image_folder: str | Path | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,
+        quantization: str | None = None,
         **generation: Any,
     ) -> None:
         self.image, self.question, self.prediction, self.ask = image, question, prediction, ask
         self.how = Asking(generation, preset, seed, batch_size=batch_size)
         self.folder = None if image_folder is None else MediaFolder(Path(image_folder).absolute())
-        self.assistant = asking.load(model, device, trust_remote_code, adapter)
+        self.assistant = asking.load(model, device, trust_remote_code, adapter, quantization)
         self.viewer = PromptViewer(self.assistant.processor)
         resolve_generation(self.assistant.model, self.how)
 

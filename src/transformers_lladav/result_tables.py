@@ -281,6 +281,30 @@ def finetuning_table(document: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def answering_table(document: dict[str, Any]) -> str:
+    """What answering needs and on which card it fits: computed, not measured.
+
+    Args:
+        document: written by measure_training.py --estimate.
+
+    Returns:
+        A Markdown table, a row for each way of holding the weights.
+    """
+    rows = [
+        "| language model | weights | with what is remembered | smallest card |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in document["answering"]:
+        card = "none" if row["card"] is None else f"{row['card']} GB"
+        name = "half precision" if row["quantization"] is None else f"`{row['quantization']}`"
+        rows.append(f"| {name} | {row['weights'] / 1e9:.1f} GB | {row['total'] / 1e9:.1f} GB | {card} |")
+    rows.append(
+        f"\n**Computed, not measured**: {document['positions']:,} positions of prompt and answer, batch 1, 1 GB for "
+        f"CUDA included; `{document['command']}`."
+    )
+    return "\n".join(rows)
+
+
 def memory_table(document: dict[str, Any]) -> str:
     """What training needs and on which cards it fits: computed, not measured.
 

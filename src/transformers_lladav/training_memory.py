@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from .diffusion_lladav import CHUNK_ROWS
+from .quantization import nf4_bytes
 from .recipes import Recipe
 from .trainable import part_of
 from .training_activations import Activations, Linear
 from .training_model import frozen_dtype
 
 GIGABYTE = 10**9
-# QLoRA, arXiv:2305.14314, section 3: a constant of 8 bits for 64 weights, one of 32 bits for 256 such constants.
-BLOCK, CONSTANTS = 64, 256
 # A loss chunk at its peak: log-probabilities, their gradient and that of the logits, in float32.
 LOGIT_BYTES = 12
 # CUDA's context with the libraries' workspaces, and what the allocator cannot use.
@@ -181,19 +180,6 @@ def fits(config: Any, recipe: Recipe) -> list[Fit]:
                 )
             )
     return rows
-
-
-def nf4_bytes(entries: int) -> int:
-    """Bytes of a matrix in NF4 with double quantisation: 4.127 bits for each entry.
-
-    Args:
-        entries: of the matrix.
-
-    Returns:
-        Values, their blocks' constants and the constants of these.
-    """
-    blocks = -(-entries // BLOCK)
-    return -(-entries // 2) + blocks + 4 * -(-blocks // CONSTANTS)
 
 
 class _Run(Activations):
