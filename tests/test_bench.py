@@ -7,7 +7,7 @@ import torch
 
 from transformers_lladav.bench import ARMS, LLADA_V_8B, SMALL, Bench, Sizes, Timing, find_arm, growth_sizes
 
-TINY = Sizes(hidden=32, layers=2, heads=4, feed_forward=48, vocabulary=96, prompt=20, answer=8)
+TINY = Sizes(hidden=32, layers=2, heads=4, feed_forward=48, vocabulary=96, prompt=20, answer=8, tail=3)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def test_small_sizes_have_the_proportions_of_the_large():
         head = sizes.hidden * sizes.vocabulary / (sizes.layers * sizes.layer_parameters)
         assert head == pytest.approx(0.074, abs=0.002)
         assert sizes.prompt / sizes.answer == pytest.approx(29.2, abs=0.3)
+        assert sizes.tail / sizes.prompt == pytest.approx(0.017, abs=0.001)
         linear = 2 * sizes.layer_parameters
         attention = 4 * (sizes.prompt + sizes.answer) * sizes.hidden
         assert attention / linear == pytest.approx(0.145, abs=0.005)
@@ -66,6 +67,8 @@ def test_arms_take_turns_and_the_first_round_does_not_count(bench, monkeypatch):
 def test_nothing_ends_an_answer_early(bench):
     """All arms write as many tokens, so that times can be compared."""
     for arm in ARMS:
+        if arm.gpu_only:
+            continue  # compiling takes half a minute and changes no token, as test_static_loop_lladav shows
         _, output = bench.run(arm, replace(TINY, batch=3))
         rows = output.answers if arm.kind == "ours" else output
         assert [len(row) for row in rows] == [8] * 3
@@ -78,9 +81,9 @@ def test_arms_write_what_the_official_loop_writes(bench):
 
 
 def test_arithmetic_of_an_answer(bench):
-    """Two steps of the fast arm: one over everything, one over the answer."""
+    """Two steps of the fast arm: one over everything, one over the answer and the end of the prompt."""
     [timing] = bench.measure([find_arm("fast")], [TINY], rounds=1)
-    assert timing.flops == TINY.pass_flops(28, 28, 8) + TINY.pass_flops(8, 28, 8)
+    assert timing.flops == TINY.pass_flops(28, 28, 8) + TINY.pass_flops(11, 28, 8)
     [official] = bench.measure([find_arm("official")], [TINY], rounds=1)
     assert official.flops == 8 * TINY.pass_flops(28, 28, 28)
 

@@ -7,6 +7,7 @@ import torch
 
 import transformers_lladav.bench_run as bench_run
 from test_bench import TINY
+from transformers_lladav.bench import Timing
 from transformers_lladav.bench_run import BenchSettings, bench_rows, run_bench, write_document
 
 
@@ -31,7 +32,7 @@ def test_the_document_says_what_was_measured_on_what(quiet, tmp_path):
         assert len(timing["seconds"]) == document["rounds"] == 2
         assert min(timing["seconds"]) <= timing["median"] <= max(timing["seconds"])
         assert timing["sizes"]["answer"] == TINY.answer
-    assert document["growth"] == {}
+    assert document["growth"] == document["milliseconds"] == document["vision"] == {}
     path = tmp_path / "new" / "bench.json"
     write_document(document, path)
     assert json.loads(path.read_text()) == document
@@ -57,6 +58,25 @@ def test_rows_compare_with_the_first_arm_and_give_no_times_of_a_cpu():
     assert bench_rows(document) == [["official", "a", "8", "8", "", "1.0"], ["fast", "b", "2", "1", "", "8.0"]]
     document["machine"]["device"] = "NVIDIA H200"
     assert [row[4] for row in bench_rows(document)] == ["2.0", "16.0"]
+
+
+def test_the_time_of_a_pass_follows_from_answers():
+    """A whole pass takes 50 ms; of 0.4 s, seven live ones share 350 ms."""
+    exact = Timing("exact", TINY, [0.4], forwards=8, whole_forwards=8)
+    fast = Timing("fast", TINY, [0.4], forwards=8, whole_forwards=1)
+    compiled = Timing("compiled", TINY, [0.085], forwards=8, whole_forwards=1)
+    assert bench_run.pass_milliseconds([exact, fast, compiled]) == {"whole": 50, "live": 50, "live, compiled": 5}
+    assert bench_run.pass_milliseconds([exact]) == {"whole": 50}
+    assert bench_run.pass_milliseconds([fast]) == {}
+
+
+def test_what_is_compiled_is_for_gpus_unless_it_is_named():
+    usual = [arm.name for arm in BenchSettings(device="cpu").resolve()[2]]
+    assert usual == ["official", "exact", "parallel", "balanced", "fast", "autoregressive"]
+    assert [arm.name for arm in BenchSettings(device="cuda", sizes="small").resolve()[2]] == [
+        *usual[:5], "compiled", "autoregressive", "autoregressive_compiled",
+    ]  # fmt: skip
+    assert [arm.name for arm in BenchSettings(device="cpu", arms=("compiled",)).resolve()[2]] == ["compiled"]
 
 
 @pytest.mark.parametrize(

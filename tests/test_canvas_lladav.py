@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformers_lladav.canvas_lladav import append_canvas, open_holes
+from transformers_lladav.canvas_lladav import Canvas, append_canvas, open_holes, prompt_tail
 
 MASK, END, PAD = 9, 8, 7
 
@@ -158,3 +158,33 @@ def test_holes_agree_with_a_plain_loop_whatever_the_padding(conversations, data)
     assert [row.nonzero()[:, 0].tolist() for row in hidden] == blind
     assert canvas.input_ids.tolist() == rows
     assert canvas.attention_mask.tolist() == masks
+
+
+PICTURE = 6
+
+
+@given(st.data())
+def test_the_tail_is_text_behind_the_last_picture(data):
+    """Against a walk from the answer to the left."""
+    width, prompt = 8, data.draw(st.integers(1, 7))
+    row = data.draw(st.lists(st.integers(1, PICTURE), min_size=width, max_size=width))
+    padding = data.draw(st.integers(0, prompt - 1))
+    left = data.draw(st.booleans())
+    mask = [int(place >= padding if left else not prompt - padding <= place < prompt) for place in range(width)]
+    length = data.draw(st.integers(0, 8))
+    expected = set()
+    for place in reversed(range(prompt)):
+        if not mask[place]:
+            continue
+        if row[place] == PICTURE or len(expected) == length:
+            break
+        expected.add(place)
+    if PICTURE in row[prompt:]:  # of an answer that holds a picture nothing is asked
+        expected = set()
+    blind = torch.arange(width)[None] < prompt
+    canvas = Canvas(torch.tensor([row]), torch.tensor([mask]), torch.zeros(1, 1), torch.ones(1, 1), blind)
+    found = prompt_tail(canvas, [PICTURE], length)
+    assert set(found[0].nonzero()[:, 0].tolist()) == expected
+    assert torch.equal(
+        prompt_tail(Canvas(**{**vars(canvas), "attention_mask": None}), [99], 0), torch.zeros_like(blind)
+    )

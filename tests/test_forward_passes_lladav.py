@@ -20,6 +20,8 @@ CACHED = {
     "threshold": {"prompt_refresh_interval": 2, "threshold": 0.12, "block_length": 4},
     "threshold, one prefill": {"prompt_refresh_interval": None, "threshold": 0.12, "block_length": 4},
     "sampling": {"prompt_refresh_interval": 4, "temperature": 1.0},
+    "the whole prompt remembered": {"prompt_refresh_interval": 4, "live_prompt_length": 0},
+    "guidance, short end": {"prompt_refresh_interval": 4, "live_prompt_length": 3, "guidance_scale": 1.5},
 }
 
 
@@ -30,8 +32,9 @@ def generators(*seeds):
 # Where the answer stands
 
 
-def inputs_of(attention_mask, slots, present, blind):
-    return LoopInputs(torch.zeros(*blind.shape, 4), attention_mask, slots, present, blind)
+def inputs_of(attention_mask, slots, present, blind, tail=None):
+    tail = torch.zeros_like(blind) if tail is None else tail
+    return LoopInputs(torch.zeros(*blind.shape, 4), attention_mask, slots, present, blind, tail)
 
 
 def test_what_is_live_is_all_but_prompt_and_padding():
@@ -41,6 +44,9 @@ def test_what_is_live_is_all_but_prompt_and_padding():
     inputs = inputs_of(mask, slots, present, blind)
     assert inputs.live_positions().tolist() == [[2, 3, 4], [4, 5, 5]]
     assert inputs.block_positions(slice(0, 2)).tolist() == [[3, 4], [5, 5]]
+    tail = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]], dtype=torch.bool)
+    longer = inputs_of(mask, slots, present, blind, tail)
+    assert longer.live_positions().tolist() == [[1, 2, 3, 4], [2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -170,12 +176,13 @@ def test_a_live_pass_runs_the_answer_and_what_follows_it(model, processor):
     prompt, suffix = inputs.input_ids.shape[1], torch.tensor([362, 71, 307])
     options = {"max_new_tokens": 8, "block_length": 4, "eos_token_id": [], "suffix_ids": suffix}
     try:
-        model.generate(**inputs, prompt_refresh_interval=4, **options)
+        for length in (0, 5):
+            model.generate(**inputs, prompt_refresh_interval=4, live_prompt_length=length, **options)
         model.generate(**inputs, prompt_refresh_interval=4, use_cache="dual", **options)
     finally:
         handle.remove()
     whole = prompt + 8 + 3
-    assert lengths == [whole, 11, 11, 11] * 2 + [whole, 4, 4, 4] * 2
+    assert lengths == [whole, 11, 11, 11] * 2 + [whole, 16, 16, 16] * 2 + [whole, 4, 4, 4] * 2
 
 
 # Batches

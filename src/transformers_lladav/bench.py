@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
 from .bench_loops import autoregressive_model, official_loop, write_autoregressively
 from .configuration_lladav import LladaVConfig
@@ -34,6 +35,7 @@ class Sizes:
         prompt: tokens, pictures included.
         answer: tokens.
         batch: prompts that are answered together.
+        tail: tokens of the prompt that are run with the answer where the rest is remembered.
     """
 
     hidden: int
@@ -44,6 +46,7 @@ class Sizes:
     prompt: int
     answer: int
     batch: int = 1
+    tail: int = 64
 
     @property
     def layer_parameters(self) -> int:
@@ -72,7 +75,7 @@ class Sizes:
 LLADA_V_8B = Sizes(4096, 32, 32, 12288, 126464, prompt=3760, answer=128)
 # The same proportions: a head of 7 % of the layers' parameters, 29 tokens of prompt to one of the answer, and as much
 # of the time in attention.
-SMALL = Sizes(512, 8, 8, 1536, 3968, prompt=464, answer=16)
+SMALL = Sizes(768, 6, 12, 2304, 4433, prompt=700, answer=24, tail=12)
 SIZES = {"small": SMALL, "8b": LLADA_V_8B}
 
 
@@ -87,6 +90,7 @@ class Arm:
         settings: of `generate`, beyond lengths.
         kind: "ours", "official" or "autoregressive".
         grows: whether it is also timed with more and more of everything.
+        gpu_only: whether it is left out on CPUs unless it is named.
     """
 
     name: str
@@ -95,17 +99,21 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     kind: str = "ours"
     grows: bool = False
+    gpu_only: bool = False
 
 
 REMEMBERED: dict[str, Any] = {"prompt_refresh_interval": 4}
 ONCE: dict[str, Any] = {"prompt_refresh_interval": None}
+COMPILED: dict[str, Any] = {"cache_implementation": "static", "compile_config": CompileConfig()}
 ARMS = (
     Arm("official", "the official loop, a token per step", kind="official"),
     Arm("exact", "the same tokens without its waste: preset exact"),
     Arm("parallel", "four tokens per step", 4, grows=True),
     Arm("balanced", "the same, the prompt run in every fourth step", 4, REMEMBERED, grows=True),
     Arm("fast", "the same, the prompt run once", 4, ONCE, grows=True),
+    Arm("compiled", "the same in static shapes, its steps compiled", 4, ONCE | COMPILED, gpu_only=True),
     Arm("autoregressive", "a Llama of the same sizes with its cache, a token per pass", 0, kind="autoregressive"),
+    Arm("autoregressive_compiled", "the same, compiled", 0, COMPILED, kind="autoregressive", gpu_only=True),
 )
 
 
@@ -216,7 +224,7 @@ class Bench:
         self._wait()
         began = time.perf_counter()
         if arm.kind == "autoregressive":
-            output = write_autoregressively(self.twin, prompts, sizes.answer)
+            output = write_autoregressively(self.twin, prompts, sizes.answer, **arm.settings)
         elif arm.kind == "official":
             output = [
                 official_loop(self.model, row[None], sizes.answer, sizes.answer, sizes.answer) for row in prompts
@@ -226,6 +234,7 @@ class Bench:
                 prompts,
                 max_new_tokens=sizes.answer,
                 max_denoising_steps=-(-sizes.answer // arm.per_step),
+                live_prompt_length=sizes.tail,
                 return_dict_in_generate=True,
                 **arm.settings,
             )
@@ -276,7 +285,7 @@ def _count(arm: Arm, sizes: Sizes, output: Any, timing: Timing) -> None:
         timing.forwards, timing.whole_forwards = int(output.denoising_steps[0]), int(output.whole_forwards[0])
         live = timing.forwards - timing.whole_forwards
         timing.flops = timing.whole_forwards * sizes.pass_flops(length, length, sizes.answer)
-        timing.flops += live * sizes.pass_flops(sizes.answer, length, sizes.answer)
+        timing.flops += live * sizes.pass_flops(sizes.answer + min(sizes.tail, sizes.prompt), length, sizes.answer)
     else:
         timing.forwards = sizes.answer
         timing.whole_forwards = sizes.answer if arm.kind == "official" else 1

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import transformers
 
 from . import __version__
 from .bench import ARMS, SIZES, Arm, Bench, Progress, Sizes, Timing, find_arm, growth_sizes
+from .bench_vision import TILES, time_vision
+from .configuration_lladav import LladaVConfig
 from .files import write_text
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -56,7 +58,8 @@ class BenchSettings:
         name = self.sizes or ("8b" if device == "cuda" else "small")
         if name not in SIZES:
             raise ValueError(f"sizes={name!r} are not known; choose one of {', '.join(SIZES)}")
-        return device, SIZES[name], [find_arm(arm) for arm in self.arms] or list(ARMS)
+        usual = [arm for arm in ARMS if device == "cuda" or not arm.gpu_only]
+        return device, SIZES[name], [find_arm(arm) for arm in self.arms] or usual
 
 
 def run_bench(settings: BenchSettings, on_progress: Callable[[str], Progress]) -> dict[str, Any]:
@@ -80,6 +83,9 @@ def run_bench(settings: BenchSettings, on_progress: Callable[[str], Progress]) -
     growing = [arm for arm in ARMS if arm.grows]
     for axis, grown in growth_sizes(sizes).items() if settings.growth else ():
         growth[axis] = bench.measure(growing, grown, GROWTH_ROUNDS, on_progress(f"More {axis}"))
+    vision = {}
+    if device == "cuda":  # of a CPU, times say nothing
+        vision = time_vision(LladaVConfig(), device, dtype, TILES, settings.rounds, on_progress("Vision tower"))
     return {
         "command": settings.command,
         "machine": {
@@ -95,7 +101,31 @@ def run_bench(settings: BenchSettings, on_progress: Callable[[str], Progress]) -
         "arms": [{"name": arm.name, "description": arm.description} for arm in arms],
         "timings": [as_json(timing) for timing in timings],
         "growth": {name: [as_json(timing) for timing in found] for name, found in growth.items()},
+        "milliseconds": pass_milliseconds(timings) if device == "cuda" else {},
+        "vision": vision,
     }  # fmt: skip
+
+
+def pass_milliseconds(timings: Sequence[Timing]) -> dict[str, float]:
+    """What a pass takes, worked out from answers: an exact one is of whole passes, of a fast one only the first is.
+
+    Args:
+        timings: of the arms.
+
+    Returns:
+        Milliseconds of a whole pass, and of a live one, eager and compiled, as far as there are the arms.
+    """
+    found = {timing.arm: timing for timing in timings}
+    if "exact" not in found:
+        return {}
+    whole = 1000 * found["exact"].median / found["exact"].forwards
+    milliseconds = {"whole": round(whole, 3)}
+    for arm, name in (("fast", "live"), ("compiled", "live, compiled")):
+        if arm in found:
+            timing = found[arm]
+            rest = timing.forwards - timing.whole_forwards
+            milliseconds[name] = round((1000 * timing.median - whole * timing.whole_forwards) / rest, 3)
+    return milliseconds
 
 
 def as_json(timing: Timing) -> dict[str, Any]:

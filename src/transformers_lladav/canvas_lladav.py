@@ -96,6 +96,24 @@ def open_holes(
     return Canvas(input_ids.clone(), attention_mask, slots, present, ~inside)
 
 
+def prompt_tail(canvas: Canvas, placeholder_ids: list[int], length: int) -> torch.Tensor:
+    """The end of each prompt, which holds the question: text behind the last picture.
+
+    Args:
+        canvas: whole sequences.
+        placeholder_ids: tokens that stand for pictures and videos.
+        length: tokens of a prompt at most.
+
+    Returns:
+        (batch, sequence), true there.
+    """
+    real = canvas.blind if canvas.attention_mask is None else canvas.blind & canvas.attention_mask.bool()
+    pictures = torch.isin(canvas.input_ids, canvas.input_ids.new_tensor(placeholder_ids)) & real
+    behind = torch.arange(real.shape[1], device=real.device) > _last_true(pictures)[:, None]
+    from_end = real.sum(dim=1, keepdim=True) - real.cumsum(dim=1)  # 0 at the last token of a prompt
+    return real & behind & (from_end < length)
+
+
 def _last_true(flags: torch.Tensor) -> torch.Tensor:
     """Index of the last true entry of every row, -1 where there is none, (batch,)."""
     positions = torch.arange(flags.shape[1], device=flags.device)

@@ -1,10 +1,11 @@
 """The model's part in a denoising loop: which positions a pass runs, and what it takes over from an earlier one.
 
     whole     all positions: exact, and what all keys and values that are remembered come from
-    live      the answer and what follows it, on remembered keys and values of the prompt (prompt cache)
+    live      the answer, what follows it and the question before it, on what is remembered of the rest (prompt cache)
     block     the block that is being written, on remembered keys and values of everything else (dual cache)
 
-Fast-dLLM, arXiv:2505.22618, section 3. There, the first is repeated when a block begins, here after so many steps too.
+Fast-dLLM, arXiv:2505.22618, section 3. There, the first is repeated when a block begins, here after so many steps too,
+and the whole prompt is remembered; its end costs next to nothing and looks at the answer more than all before it.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class LoopInputs:
         slots: (batch, canvas), where in the sequence each position of the canvas stands.
         present: (batch, canvas), which of them exist; rows with fewer holes have fewer.
         blind: (batch, length), what guidance hides: the prompt, not the canvas, a suffix or text around holes.
+        tail: (batch, length), the part of the prompt that live passes run as well.
     """
 
     embeds: torch.Tensor
@@ -36,10 +38,12 @@ class LoopInputs:
     slots: torch.Tensor
     present: torch.Tensor
     blind: torch.Tensor
+    tail: torch.Tensor
 
     def live_positions(self) -> torch.Tensor:
-        """Everything but the prompt and padding, (batch, most of a row); the last position fills short rows up."""
-        live = ~self.blind if self.attention_mask is None else ~self.blind & self.attention_mask.bool()
+        """All but padding and the prompt before its tail, (batch, most of a row); the last one fills short rows up."""
+        live = ~self.blind | self.tail
+        live = live if self.attention_mask is None else live & self.attention_mask.bool()
         width = int(live.sum(dim=1).max())
         order = (~live).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]  # the live ones first, in order
         last = (live.sum(dim=1) - 1)[:, None]
@@ -162,9 +166,7 @@ class ForwardPasses:
         """Hidden states of a block, (views * active, block, hidden), after a pass over whole sequences."""
         everyone = len(samples) == len(self.places)
         embeds = self.inputs.embeds if everyone else self.inputs.embeds[samples]
-        if self.views == 2:
-            blind = torch.where(self.inputs.blind[samples, :, None], self.mask_embedding, embeds)
-            embeds = torch.cat([embeds, blind])
+        embeds = self._with_blind(embeds, self.inputs.blind[samples])
         return self._run(embeds, samples, self.places[samples], self.inputs.slots[samples][:, columns])
 
     def _live_pass(self, samples: torch.Tensor, finished: torch.Tensor, columns: slice) -> torch.Tensor:
@@ -191,8 +193,15 @@ class ForwardPasses:
 
     def _run_live(self, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """A pass over what is live, (views * members, block, hidden); the cache has been told where it is."""
-        embeds = self.inputs.embeds[self.members[:, None], positions].repeat(self.views, 1, 1)
+        embeds = self.inputs.embeds[self.members[:, None], positions]
+        embeds = self._with_blind(embeds, self.inputs.blind[self.members].gather(1, positions))
         return self._run(embeds, self.members, self.places[self.members].gather(1, positions), wanted)
+
+    def _with_blind(self, embeds: torch.Tensor, blind: torch.Tensor) -> torch.Tensor:
+        """All views, (views * samples, positions, hidden)."""
+        if self.views == 1:
+            return embeds
+        return torch.cat([embeds, torch.where(blind[:, :, None], self.mask_embedding, embeds)])
 
     def _run(
         self, embeds: torch.Tensor, samples: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor

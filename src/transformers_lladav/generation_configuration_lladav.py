@@ -56,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "confidence_threshold": None,
     "no_repeat_ngram_size": None,
     "prompt_refresh_interval": 1,
+    "live_prompt_length": 64,
     "use_cache": "prompt",
     "cache_implementation": None,
     "compile_config": None,
@@ -101,6 +102,9 @@ class LladaVGenerationConfig(GenerationConfig):
         prompt_refresh_interval (`int`, *optional*, defaults to 1): passes over the whole sequence begin each block and
             are repeated after so many steps; those between use what is remembered, an approximation that is fast. 1
             remembers nothing and is exact; None stands for a single whole pass.
+        live_prompt_length (`int`, defaults to 64): so many tokens of text at the end of the prompt, behind its last
+            picture, are run with the answer in every step; without them answers repeat themselves. 0 remembers the
+            whole prompt, as Fast-dLLM does; the dual cache always does.
         use_cache (`str`, defaults to `"prompt"`): what is remembered: the prompt ("prompt"), everything but the live
             block ("dual", for large batches), or what suits batch and blocks ("auto"). True, which tools and official
             files carry, stands for the default.
@@ -167,7 +171,8 @@ class LladaVGenerationConfig(GenerationConfig):
         whole = ("max_new_tokens", "block_length", "max_denoising_steps", "top_k", "no_repeat_ngram_size")
         for name in (*whole, "prompt_refresh_interval"):
             _check_whole(name, getattr(self, name), 1)
-        _check_whole("stability_threshold", self.stability_threshold, 0)
+        for name in ("stability_threshold", "live_prompt_length"):
+            _check_whole(name, getattr(self, name), 0)
         for name in ("temperature", "guidance_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:

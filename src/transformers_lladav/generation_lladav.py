@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .canvas_lladav import Canvas, append_canvas, open_holes
+from .canvas_lladav import Canvas, append_canvas, open_holes, prompt_tail
 from .commit_rules_lladav import FixedSchedule
 from .constraints_lladav import (
     AllowedTokens,
@@ -243,7 +243,9 @@ class LladaVGenerationMixin(GenerationMixin):
             _, block_length, per_block = config.schedule()
             steps = [per_block] * len(canvas.slots)
         embeds, _, _ = self.model.embed_inputs(canvas.input_ids, **pictures)
-        inputs = LoopInputs(embeds, canvas.attention_mask, canvas.slots, canvas.present, canvas.blind)
+        placeholders = [self.config.image_token_id, self.config.video_token_id]
+        tail = prompt_tail(canvas, placeholders, config.live_prompt_length)
+        inputs = LoopInputs(embeds, canvas.attention_mask, canvas.slots, canvas.present, canvas.blind, tail)
         blocks = -(-canvas.slots.shape[1] // block_length)
         dual = chosen_cache(config.use_cache, len(canvas.slots), blocks) == "dual"
         scale, interval = config.guidance_scale, config.prompt_refresh_interval
