@@ -305,7 +305,7 @@ MAY_IMPORT = {
     },
     "cli_batch": {"batch_run", "cli_asking", "cli_console", "cli_evaluation", "eval_asking", "eval_tasks"},
     "bench_loops": set(),
-    "bench": {"bench_loops", "configuration_lladav", "modeling_lladav"},
+    "bench": {"bench_loops", "configuration_lladav", "modeling_lladav", "presets_lladav"},
     "bench_vision": {"bench", "configuration_lladav", "modeling_lladav"},
     "bench_run": {"__init__", "bench", "bench_vision", "configuration_lladav", "files"},
     "cli_bench": {"bench_run", "cli_console", "cli_training"},

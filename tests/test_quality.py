@@ -12,7 +12,9 @@ from transformers_lladav.eval_results import ALL
 from transformers_lladav.eval_run import fingerprint, measure
 from transformers_lladav.eval_tasks import open_tasks
 
-RESULT = json.loads((Path(__file__).parent.parent / "model_cards" / "results" / "evaluation.json").read_text())
+RESULT_FOLDER = Path(__file__).parent.parent / "model_cards" / "results"
+RESULT = json.loads((RESULT_FOLDER / "evaluation.json").read_text())
+CACHES = json.loads((RESULT_FOLDER / "caches.json").read_text())
 QUESTIONS = 300
 # Of thirteen kinds with two dozen questions each, all stay within 99.9 % of what is drawn from the committed shares.
 WIDER = 3.3 / 1.96
@@ -42,3 +44,15 @@ def test_the_shipped_checkpoint_is_as_good_as_the_committed_figures(assistant):
         low, high = wilson_interval(round(row.score * row.questions), row.questions)
         middle, reach = (low + high) / 2, WIDER * (high - low) / 2
         assert abs(committed[kind] - middle) <= reach, (kind, row.score, committed[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
+def test_a_preset_answers_as_well_as_the_committed_figures(preset, assistant):
+    committed = next(row for row in CACHES["speeds"] if row["preset"] == preset)["splits"]["suite:test"]["exact_match"]
+    tasks = open_tasks(["suite:test"], limit=QUESTIONS)
+    (everything,) = [
+        row for row in measure(assistant.model, assistant.processor, tasks, Asking(preset=preset)) if row.kind == ALL
+    ]
+    low, high = wilson_interval(round(everything.score * QUESTIONS), QUESTIONS)
+    assert low <= committed <= high, (everything.score, committed)

@@ -18,6 +18,7 @@ from transformers import CompileConfig
 from .bench_loops import autoregressive_model, official_loop, write_autoregressively
 from .configuration_lladav import LladaVConfig
 from .modeling_lladav import LladaVForMaskedDiffusion
+from .presets_lladav import PRESETS
 
 Progress = Callable[[int, int], None]
 
@@ -102,14 +103,15 @@ class Arm:
     gpu_only: bool = False
 
 
-REMEMBERED: dict[str, Any] = {"prompt_refresh_interval": 4}
-ONCE: dict[str, Any] = {"prompt_refresh_interval": None}
+REMEMBERED, ONCE = (
+    {"prompt_refresh_interval": PRESETS[name].settings["prompt_refresh_interval"]} for name in ("balanced", "fast")
+)
 COMPILED: dict[str, Any] = {"cache_implementation": "static", "compile_config": CompileConfig()}
 ARMS = (
     Arm("official", "the official loop, a token per step", kind="official"),
     Arm("exact", "the same tokens without its waste: preset exact"),
     Arm("parallel", "four tokens per step", 4, grows=True),
-    Arm("balanced", "the same, the prompt run in every fourth step", 4, REMEMBERED, grows=True),
+    Arm("balanced", "the same, the prompt run in every second step", 4, REMEMBERED, grows=True),
     Arm("fast", "the same, the prompt run once", 4, ONCE, grows=True),
     Arm("compiled", "the same in static shapes, its steps compiled", 4, ONCE | COMPILED, gpu_only=True),
     Arm("autoregressive", "a Llama of the same sizes with its cache, a token per pass", 0, kind="autoregressive"),

@@ -5,7 +5,7 @@
     block     the block that is being written, on remembered keys and values of everything else (dual cache)
 
 Fast-dLLM, arXiv:2505.22618, section 3. There, the first is repeated when a block begins, here after so many steps too,
-and the whole prompt is remembered; its end costs next to nothing and looks at the answer more than all before it.
+and the whole prompt is remembered; the question at its end costs next to nothing beside a picture.
 """
 
 from dataclasses import dataclass

@@ -103,8 +103,8 @@ class LladaVGenerationConfig(GenerationConfig):
             are repeated after so many steps; those between use what is remembered, an approximation that is fast. 1
             remembers nothing and is exact; None stands for a single whole pass.
         live_prompt_length (`int`, defaults to 64): so many tokens of text at the end of the prompt, behind its last
-            picture, are run with the answer in every step; without them answers repeat themselves. 0 remembers the
-            whole prompt, as Fast-dLLM does; the dual cache always does.
+            picture, are run with the answer in every step. 0 remembers the whole prompt, as Fast-dLLM does; the dual
+            cache always does.
         use_cache (`str`, defaults to `"prompt"`): what is remembered: the prompt ("prompt"), everything but the live
             block ("dual", for large batches), or what suits batch and blocks ("auto"). True, which tools and official
             files carry, stands for the default.

@@ -41,8 +41,8 @@ _DOCUMENT = Preset(_lengths(32, 16), "a short answer from a document", "/no_thin
 PRESETS = {
     "exact": Preset(_EXACT, "the official loop; the default"),
     "balanced": Preset(
-        {"threshold": 0.9, "prompt_refresh_interval": 4},
-        "every token the model is 90 % sure of at once; the prompt is looked at anew in every fourth step",
+        {"threshold": 0.9, "prompt_refresh_interval": 2},
+        "every token the model is 90 % sure of at once; the prompt is looked at anew in every second step",
     ),
     "fast": Preset(
         {"threshold": 0.9, "prompt_refresh_interval": None},
