@@ -67,7 +67,7 @@ def test_every_preset_is_valid_known_and_described(name):
     ("name", "rule", "interval"),
     [
         ("exact", FixedSchedule(), 1),
-        ("balanced", ConfidenceThreshold(0.9), 4),
+        ("balanced", ConfidenceThreshold(0.9), 2),
         ("fast", ConfidenceThreshold(0.9), None),
     ],
 )

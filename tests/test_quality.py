@@ -11,6 +11,7 @@ from transformers_lladav.eval_metrics import wilson_interval
 from transformers_lladav.eval_results import ALL
 from transformers_lladav.eval_run import fingerprint, measure
 from transformers_lladav.eval_tasks import open_tasks
+from transformers_lladav.presets_lladav import PRESETS
 
 RESULT_FOLDER = Path(__file__).parent.parent / "model_cards" / "results"
 RESULT = json.loads((RESULT_FOLDER / "evaluation.json").read_text())
@@ -44,6 +45,17 @@ def test_the_shipped_checkpoint_is_as_good_as_the_committed_figures(assistant):
         low, high = wilson_interval(round(row.score * row.questions), row.questions)
         middle, reach = (low + high) / 2, WIDER * (high - low) / 2
         assert abs(committed[kind] - middle) <= reach, (kind, row.score, committed[kind])
+
+
+def test_balanced_costs_nothing_that_counts():
+    """By the committed figures: half a point at most, and no more repetition in captions; long answers are few."""
+    rows = {row["preset"]: row for row in CACHES["speeds"]}
+    exact, balanced = rows["exact"], rows["balanced"]
+    assert exact["settings"] == {}
+    assert balanced["settings"] == PRESETS["balanced"].settings
+    assert balanced["all"]["exact_match"] >= exact["all"]["exact_match"] - 0.005
+    assert balanced["all"]["captions_with_repeats"] <= exact["all"]["captions_with_repeats"]
+    assert balanced["long"]["repeated_tokens"] <= exact["long"]["repeated_tokens"] + 0.01
 
 
 @pytest.mark.slow
