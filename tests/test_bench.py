@@ -103,6 +103,11 @@ def test_one_thing_grows_at_a_time():
         assert {replace(sizes, **{name: getattr(TINY, name)}) for sizes in each} == {TINY}
 
 
+def test_the_prompt_is_run_as_often_as_the_arms_say():
+    """In every second step, and once."""
+    assert [find_arm(name).settings["prompt_refresh_interval"] for name in ("balanced", "fast")] == [2, None]
+
+
 def test_an_unknown_arm():
     with pytest.raises(ValueError, match="there is no arm 'fats'; choose among official, exact, parallel, balanced"):
         find_arm("fats")

@@ -28,19 +28,22 @@ class AnsweringMemory:
         weights: of everything.
         cache: keys and values of all positions, which the exact loop has no need of.
         working: activations of the widest layer.
-        card: the smallest of `CARDS` that is large enough with a GB for CUDA, in GB; None if none is.
     """
 
     quantization: str | None
     weights: int
     cache: int
     working: int
-    card: int | None
 
     @property
     def total(self) -> int:
         """All bytes, CUDA's included."""
         return self.weights + self.cache + self.working + CONTEXT_BYTES
+
+    @property
+    def card(self) -> int | None:
+        """The smallest of `CARDS` that is large enough, in GB; None if none is."""
+        return next((card for card in CARDS if self.total <= card * GIGABYTE), None)
 
 
 def answering_memory(
@@ -62,9 +65,7 @@ def answering_memory(
     cache = 2 * HALF * text.num_hidden_layers * positions * width
     # In an MLP: its input, the residual, both branches and their product.
     working = HALF * positions * (2 * text.hidden_size + 3 * text.intermediate_size)
-    needed = weights + cache + working + CONTEXT_BYTES
-    card = next((card for card in CARDS if needed <= card * GIGABYTE), None)
-    return AnsweringMemory(quantization, weights, cache, working, card)
+    return AnsweringMemory(quantization, weights, cache, working)
 
 
 def weight_bytes(config: LladaVConfig, quantization: str | None = None) -> int:
@@ -98,4 +99,4 @@ def answering_rows(config: LladaVConfig) -> list[dict[str, Any]]:
         JSON.
     """
     found = [answering_memory(config, name) for name in (None, *QUANTIZATIONS)]
-    return [{**asdict(row), "total": row.total} for row in found]
+    return [{**asdict(row), "card": row.card, "total": row.total} for row in found]

@@ -223,7 +223,7 @@ class Bench:
         if arm.kind == "autoregressive" and self.twin is None:
             self.twin = autoregressive_model(self.model.config.text_config, self.device, self.dtype)
         output: Any
-        self._wait()
+        wait(self.device)
         began = time.perf_counter()
         if arm.kind == "autoregressive":
             output = write_autoregressively(self.twin, prompts, sizes.answer, **arm.settings)
@@ -240,12 +240,8 @@ class Bench:
                 return_dict_in_generate=True,
                 **arm.settings,
             )
-        self._wait()
+        wait(self.device)
         return time.perf_counter() - began, output
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
     def measure(
         self, arms: Sequence[Arm], sizes: Sequence[Sizes], rounds: int, on_progress: Progress | None = None
@@ -278,6 +274,16 @@ class Bench:
                 if on_progress is not None:
                     on_progress(done, total)
         return [timing for _, _, timing in runs]
+
+
+def wait(device: str) -> None:
+    """Let a device finish what it was given.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def _count(arm: Arm, sizes: Sizes, output: Any, timing: Timing) -> None:

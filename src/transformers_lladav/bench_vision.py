@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .bench import Progress
+from .bench import Progress, wait
 from .configuration_lladav import LladaVConfig
 from .modeling_lladav import LladaVForMaskedDiffusion
 
@@ -46,17 +46,12 @@ def time_vision(
         pixels = torch.randn(count, 3, size, size, device=device, dtype=dtype)
         seconds = []
         for done in range(rounds + 1):
-            _wait(device)
+            wait(device)
             began = time.perf_counter()
             model.multi_modal_projector(model.encode_tiles(pixels))
-            _wait(device)
+            wait(device)
             seconds.append(time.perf_counter() - began)
             if on_progress is not None:
                 on_progress(number * (rounds + 1) + done + 1, len(tiles) * (rounds + 1))
         found[str(count)] = round(1000 * statistics.median(seconds[1:]), 3)
     return found
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

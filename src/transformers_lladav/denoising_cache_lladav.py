@@ -15,7 +15,6 @@ from transformers.cache_utils import CacheLayerMixin
 class LiveLayer(CacheLayerMixin):
     """Keys and values of a layer for whole sequences; a pass over some positions replaces those of these only."""
 
-    is_compileable = True
     is_sliding = False
     keys: Any
     values: Any

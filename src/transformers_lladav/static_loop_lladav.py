@@ -26,11 +26,12 @@ COMPILED_DEVICES = ("cuda", "xpu")
 class StaticPasses(ForwardPasses):
     """Passes of all samples, whose keys and values stay in one place. Arguments as of [`ForwardPasses`]."""
 
+    window: tuple[torch.Tensor, torch.Tensor]  # of the block, unless all passes are whole
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.interval != 1:
             self.cache = DenoisingCache(len(self.model.model.language_model.layers))
-        self.window = (self.members, self.members)
 
     def start_block(self, columns: torch.Tensor) -> None:
         """Find out what is live.
@@ -119,16 +120,17 @@ class StaticLoop(DenoisingLoop):
         masked = self._competing(columns).sum(dim=1)  # (batch,)
         self.early.start_block(len(columns), columns.device)
         self.passes.start_block(columns)
+        active = masked  # found out below, before the first step
         for step in range(self.max_steps):
             whole = self.passes.is_whole(where, step)
             # A whole pass costs too much to run it for nobody.
-            if (whole or self.observed or step % self.steps_per_sync == 0) and not bool(self._active(columns).any()):
-                break
+            if whole or self.observed or step % self.steps_per_sync == 0:
+                active = self._active(columns)
+                if not bool(active.any()):
+                    break
             number = torch.tensor(step, device=columns.device)
-            active = self._active(columns) if self.extras.on_step is not None else None
             prediction, committed = self._advance(columns, number, masked, whole)
             if self.extras.on_step is not None:
-                assert active is not None
                 found = (committed[active], prediction.tokens[active], prediction.confidence[active])
                 samples = self.everyone[active]
                 self.extras.on_step(DenoisingStep(block, step, where.start, samples, self.answer.clone(), *found))
