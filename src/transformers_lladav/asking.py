@@ -17,7 +17,7 @@ from .image_processing_lladav import LladaVImageProcessor, open_picture
 from .presets_lladav import find_preset
 from .quantization import is_quantized, quantization_config
 from .recording import Recorder, Recording
-from .streaming import Draft, DraftDecoder, TokenState
+from .streaming import Draft
 
 Picture = Image.Image | str | Path
 
@@ -368,7 +368,7 @@ def record(assistant: Assistant, template: str | None = None) -> Recorder:
         The recorder, to be passed on.
     """
     context = None if template is None else assistant.processor.encode_holes(template.strip())
-    return Recorder(assistant.tokenizer, assistant.mask_token_id, assistant.end_token_ids, context_ids=context)
+    return _recorder(assistant, context)
 
 
 def film(recorder: Recorder, picture: Picture, question: str, answered: Answer) -> Recording:
@@ -402,36 +402,25 @@ def _generate(
     context: list[int] | None,
     settings: dict[str, Any],
 ) -> Any:
-    decoder = DraftDecoder(assistant.tokenizer, assistant.mask_token_id, assistant.end_token_ids)
+    watched = on_draft is not None or recorder is not None
+    recorder = recorder or _recorder(assistant, context)
 
     def show(step: DenoisingStep) -> None:
-        if recorder is not None:
-            recorder(step)
+        recorder(step)
         if on_draft is not None:
-            on_draft(_draft(decoder, step, context))
+            on_draft(recorder.draft())
 
     return assistant.model.generate(
         **inputs,
         tokenizer=assistant.tokenizer,
-        callback_on_step_end=show if on_draft or recorder else None,
+        callback_on_step_end=show if watched else None,
         return_dict_in_generate=True,
         **settings,
     )
 
 
-def _draft(decoder: DraftDecoder, step: DenoisingStep, context: list[int] | None) -> Draft:
-    """The answer after a step; with holes, in the text around them."""
-    tokens = step.tokens[0].tolist()
-    fresh = {step.start + place for place in step.committed[0].nonzero()[:, 0].tolist()}
-    if context is not None:
-        holes = [place for place, token in enumerate(context) if token == decoder.mask_token_id]
-        fresh = {holes[place] for place in fresh}
-        filled = list(context)
-        for place, token in zip(holes, tokens, strict=True):
-            filled[place] = token
-        tokens = filled
-    pieces = decoder.decode(tokens, fresh)
-    return Draft(0, pieces, done=all(piece.state != TokenState.MASKED for piece in pieces))
+def _recorder(assistant: Assistant, context: list[int] | None) -> Recorder:
+    return Recorder(assistant.tokenizer, assistant.mask_token_id, assistant.end_token_ids, context_ids=context)
 
 
 def _figures(text: str, output: Any) -> Answer:

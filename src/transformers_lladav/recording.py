@@ -21,7 +21,7 @@ from .denoising_lladav import DenoisingStep
 from .files import write_text
 from .recording_film import paint_frames
 from .recording_page import page
-from .streaming import DraftDecoder, TokenState
+from .streaming import Draft, DraftDecoder, TokenState
 
 LARGEST_EMBEDDED = 1024  # pixels on the longer side of the picture in a page
 SHORTEST_STEP = 20  # milliseconds; viewers slow down whatever is shorter
@@ -209,6 +209,26 @@ class Recorder:
             fresh.append(place)
         self.frames.append(Frame(tuple(token_ids), tuple(fresh), tuple(confidence)))
 
+    def draft(self) -> Draft:
+        """The answer after the last step.
+
+        Returns:
+            Its pieces, those that were written with the confidence they were written with.
+
+        Raises:
+            ValueError: if there was no step.
+        """
+        self._check_recorded()
+        frame = self.frames[-1]
+        pieces = self.decoder.decode(frame.token_ids, frame.fresh, frame.confidence)
+        return Draft(self.sample, pieces, done=all(piece.state != TokenState.MASKED for piece in pieces))
+
+    def _check_recorded(self) -> None:
+        if not self.frames:
+            raise ValueError(
+                f"no step of sample {self.sample} was recorded; pass the recorder to generate as callback_on_step_end"
+            )
+
     def _places(self, canvas: int) -> Sequence[int]:
         """Where in the answer each slot of the canvas stands."""
         if self.context_ids is None:
@@ -246,10 +266,7 @@ class Recorder:
         Raises:
             ValueError: if there was no step.
         """
-        if not self.frames:
-            raise ValueError(
-                f"no step of sample {self.sample} was recorded; pass the recorder to generate as callback_on_step_end"
-            )
+        self._check_recorded()
         cells = self._cells(length)
         return Recording(
             frames=tuple(self.frames),
