@@ -50,6 +50,26 @@ class Assistant:
         ends = self.model.config.text_config.eos_token_id
         return list(ends) if isinstance(ends, list) else [ends]
 
+    def inputs(self, chats: Sequence[list[dict[str, Any]]]) -> Any:
+        """Turn chats into one batch for the model, on its device.
+
+        Args:
+            chats: each ends with a message of the user.
+
+        Returns:
+            What the processor makes of them, padded.
+
+        Raises:
+            ValueError: if a picture cannot be read, or a chat breaks a rule.
+        """
+        return self.processor.apply_chat_template(
+            list(chats),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt", "padding": True},
+        ).to(self.model.device)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -269,7 +289,7 @@ def answer(
     Raises:
         ValueError: if a picture cannot be read or a setting breaks a rule.
     """
-    inputs = _inputs(assistant, messages)
+    inputs = assistant.inputs([messages])
     output = _generate(assistant, inputs, on_draft, recorder, None, settings)
     text = assistant.tokenizer.decode(output.answers[0], skip_special_tokens=True).strip()
     return _figures(text, output)
@@ -349,7 +369,7 @@ def score(
     Raises:
         ValueError: if the picture cannot be read, there are no answers, or one is empty.
     """
-    inputs = _inputs(assistant, [user_message([picture], question)])
+    inputs = assistant.inputs([[user_message([picture], question)]])
     rated = assistant.model.score(**inputs, answers=list(answers), tokenizer=assistant.tokenizer, **options)
     shares = rated.log_likelihoods.softmax(dim=0)
     figures = (rated.log_likelihoods, rated.standard_errors, rated.log_likelihoods_per_token, shares, rated.exact)
@@ -386,12 +406,6 @@ def film(recorder: Recorder, picture: Picture, question: str, answered: Answer) 
     figures = {"forward passes": answered.denoising_steps, "tokens per forward": answered.tokens_per_forward}
     length = None if answered.finish_reason == "filled" else answered.tokens
     return recorder.finish(question, read_picture(picture), figures, length=length)
-
-
-def _inputs(assistant: Assistant, messages: list[dict[str, Any]]) -> Any:
-    return assistant.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(assistant.model.device)
 
 
 def _generate(

@@ -85,7 +85,7 @@ def ask(
         from . import asking
 
         shown = asking.read_picture(picture)  # before the model: a wrong path should not cost its loading
-        assistant = _load(model, device, trust_remote_code, adapter, quantization)
+        assistant = load_assistant(model, device, trust_remote_code, adapter, quantization)
     recorder = asking.record(assistant, fill) if gif or html else None
     with _live_draft(enabled=not as_json and (watch or out.is_terminal), slow=watch) as show:
         answer = _answer(assistant, shown, question, fill, show, recorder, settings)
@@ -108,7 +108,7 @@ def _answer(
     return asking.ask(assistant, shown, question, show, recorder, **settings)
 
 
-def _load(
+def load_assistant(
     model: str | None, device: str, trust_remote_code: bool, adapter: str | None, quantization: str | None = None
 ) -> Any:
     """Load what answers, and say in a line each what its owner should know."""
@@ -196,7 +196,7 @@ def score(
         from . import asking
 
         shown = asking.read_picture(picture)
-        assistant = _load(model, device, trust_remote_code, adapter)
+        assistant = load_assistant(model, device, trust_remote_code, adapter)
     rated = asking.score(assistant, shown, question, answer, num_samples=samples, seed=seed)
     if as_json:
         print(json.dumps([dataclasses.asdict(item) for item in rated], ensure_ascii=False))  # noqa: T201
@@ -230,7 +230,7 @@ def chat(
         from . import asking, chatting
 
         pictures = [asking.read_picture(source) for source in picture or []]
-        assistant = _load(model, device, trust_remote_code, adapter)
+        assistant = load_assistant(model, device, trust_remote_code, adapter)
     talk = chatting.Chat(assistant, **settings)
     talk.start_with(zip(picture or [], pictures, strict=True))
     err.print("Ask something; /help lists the commands, /quit leaves.", style="dim")

@@ -1,0 +1,111 @@
+"""`lladav serve`: the command as it is started, its options, and what it says when it cannot start."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import openai
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from transformers_lladav import cli_serving, server
+from transformers_lladav.cli_serving import is_loopback, listen, serve, served_name
+
+app = typer.Typer()
+app.command()(serve)
+
+
+def test_the_command_serves_until_it_is_told_to_end():
+    command = [sys.executable, "-m", "transformers_lladav", "serve", "--port", "0", "--name", "tiny", "--api-key", "k"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            told = process.stderr.readline()
+            address = re.search(r"tiny answers at (http://127\.0\.0\.1:\d+/v1)", told).group(1)
+            client = openai.OpenAI(base_url=address, api_key="k", max_retries=0, timeout=60)
+            answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello"}])
+            assert answer.choices[0].message.content
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) in (0, 130)
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command up to the point where it would listen; gives the result and what it would have served."""
+    monkeypatch.setenv("COLUMNS", "200")
+    loaded, served = [], []
+    monkeypatch.setattr(cli_serving, "load_assistant", lambda *options: loaded.append(options))
+    monkeypatch.setattr("transformers_lladav.eval_asking.resolve_generation", lambda model, how: {})
+    monkeypatch.setattr(server, "create_app", lambda assistant, serving: served.append(serving))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: [item.close() for item in sockets])
+
+    class Loaded:
+        model = None
+
+    monkeypatch.setattr(cli_serving, "load_assistant", lambda *options: loaded.append(options) or Loaded)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, ["--port", "0", *map(str, arguments)])
+        return result, *(items[-1] if items else None for items in (loaded, served))
+
+    return invoke
+
+
+def test_every_option_arrives(command):
+    options = ["--model", "m", "--adapter", "a", "--preset", "fast", "--set", "threshold=0.5", "--batch-size", 3]
+    options += ["--waiting", 7, "--timeout", 9, "--max-tokens", 100, "--max-pictures", 2, "--max-picture-mb", 3]
+    options += ["--max-megapixels", 1.5, "--allow-urls", "--device", "cpu", "--quantization", "int8"]
+    options += ["--trust-remote-code", "--api-key", "k", "--allowed-host", "box", "--name", "n"]
+    result, loaded, serving = command(*options)
+    assert result.exit_code == 0, result.output
+    assert loaded == ("m", "cpu", True, "a", "int8")
+    assert (serving.name, serving.waiting, serving.timeout, serving.api_key) == ("n", 7, 9, "k")
+    assert (serving.how.preset, serving.how.generation, serving.how.batch_size) == ("fast", {"threshold": 0.5}, 3)
+    limits = serving.limits
+    assert (limits.tokens, limits.pictures, limits.picture_bytes) == (100, 2, 3 * 2**20)
+    assert (limits.pixels, limits.allow_urls) == (1_500_000, True)
+    # Two pictures of 3 MB are 8 MB as base64; 1 MB is left for the words.
+    assert limits.body_bytes == 9 * 2**20
+    assert set(serving.hosts) == {"127.0.0.1", "localhost", "::1", "box"}
+
+
+def test_by_default_only_this_machine_is_answered_and_nothing_fetched(command):
+    _, _, serving = command()
+    assert serving.name == "lladav-bundled"
+    assert not serving.limits.allow_urls
+    assert "*" not in serving.hosts
+
+
+def test_a_door_that_stands_open_is_told(command):
+    result, _, serving = command("--host", "0.0.0.0")
+    assert serving.hosts == ("*",)
+    assert "everybody who reaches 0.0.0.0 can ask; see --api-key" in result.output
+    result, _, serving = command("--host", "0.0.0.0", "--api-key", "k", "--allowed-host", "box")
+    assert serving.hosts == ("box",)
+    assert "everybody" not in result.output
+
+
+def test_a_port_that_is_taken_costs_no_loading(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result, loaded, _ = command("--port", taken.getsockname()[1])
+        assert "cannot be listened on: Address already in use; choose another --port" in str(result.exception)
+        assert loaded is None
+
+
+def test_names_and_addresses(tmp_path):
+    (tmp_path / "LLaDA-V-hf").mkdir()
+    assert served_name(str(tmp_path / "LLaDA-V-hf"), None) == "LLaDA-V-hf"
+    assert served_name("GSAI-ML/LLaDA-V", None) == "GSAI-ML/LLaDA-V"
+    assert served_name("GSAI-ML/LLaDA-V", str(tmp_path)) == tmp_path.name
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    with listen("127.0.0.1", 0) as listening:
+        assert listening.getsockname()[1] > 0
