@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from .asking import Assistant
+from .assistant import Assistant, switch_adapter
 from .eval_tasks import append_text
 from .presets_lladav import find_preset
-from .recording import Recorder
 from .streaming import Draft
 
 logger = logging.getLogger(__name__)
@@ -33,6 +32,9 @@ class Request:
         preset: settings by name, with the tag that goes after the question.
         seed: of sampling; a random one by default.
         watched: whether drafts are wanted.
+        template: an answer with holes that are filled, and nothing else of it changed; such a request is answered
+            alone.
+        adapter: a PEFT adapter to answer with; none by default.
     """
 
     messages: Callable[[], list[dict[str, Any]]]
@@ -40,11 +42,14 @@ class Request:
     preset: str | None = None
     seed: int | None = None
     watched: bool = False
+    template: str | None = None
+    adapter: str | None = None
 
     @property
     def together(self) -> str:
         """Requests of which this is the same can be one batch."""
-        return repr((self.preset, sorted(self.settings.items())))
+        alone = None if self.template is None else id(self)
+        return repr((self.preset, sorted(self.settings.items()), self.adapter, alone))
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Completion:
     """What was answered.
 
     Attributes:
-        token_ids: of the answer, without its end.
+        token_ids: of the answer, without its end; with a template, of all of it.
         prompt_tokens: positions of the prompt, pictures included.
         denoising_steps: that this answer took part in.
         tokens_per_forward: tokens, the end included, over forward passes.
@@ -201,13 +206,10 @@ class AnswerQueue:
     def _generate(self, batch: list[Ticket]) -> None:
         """Answer requests with the same settings."""
         first, assistant = batch[0].request, self.assistant
-        tag = find_preset(first.preset).tag if first.preset is not None else None
-        chats = [ticket.request.messages() for ticket in batch]
-        inputs = assistant.inputs([append_text(chat, f" {tag}") for chat in chats] if tag else chats)
+        switch_adapter(assistant, first.adapter)
+        inputs, holes = self._inputs([ticket.request for ticket in batch])
         recorders = [
-            (ticket, Recorder(assistant.tokenizer, assistant.mask_token_id, assistant.end_token_ids, sample=row))
-            for row, ticket in enumerate(batch)
-            if ticket.request.watched
+            (ticket, assistant.recorder(holes, row)) for row, ticket in enumerate(batch) if ticket.request.watched
         ]
 
         def after_step(step: Any) -> None:
@@ -226,11 +228,26 @@ class AnswerQueue:
             callback_on_step_end=after_step,
             return_dict_in_generate=True,
             **first.settings,
+            **({} if holes is None else {"infill": True}),
         )
         prompts = inputs["attention_mask"].sum(dim=1).tolist()
         for row, ticket in enumerate(batch):
             if not ticket.cancelled:
-                ticket.tell(completion=_completion(output, row, prompts[row]))
+                tokens = output.answers[row].tolist()
+                if holes is not None:
+                    tokens = assistant.fill_holes(holes, tokens)
+                ticket.tell(completion=_completion(output, row, tokens, prompts[row]))
+
+    def _inputs(self, requests: list[Request]) -> tuple[Any, list[int] | None]:
+        """What the model gets, and for a template its tokens with masks as holes."""
+        preset, template = requests[0].preset, requests[0].template
+        tag = find_preset(preset).tag if preset is not None else None
+        chats = [request.messages() for request in requests]
+        if tag:
+            chats = [append_text(chat, f" {tag}") for chat in chats]
+        if template is None:
+            return self.assistant.inputs(chats), None
+        return self.assistant.hole_inputs(chats[0], template)
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator:
@@ -241,9 +258,9 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     return generator.manual_seed(seed)
 
 
-def _completion(output: Any, row: int, prompt_tokens: int) -> Completion:
+def _completion(output: Any, row: int, token_ids: list[int], prompt_tokens: int) -> Completion:
     return Completion(
-        token_ids=tuple(output.answers[row].tolist()),
+        token_ids=tuple(token_ids),
         prompt_tokens=prompt_tokens,
         denoising_steps=int(output.denoising_steps[row]),
         tokens_per_forward=round(float(output.tokens_per_forward[row]), 3),

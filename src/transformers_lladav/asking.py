@@ -1,74 +1,26 @@
-"""From a picture and a question to an answer: load a checkpoint, run the loop, watch it."""
+"""From a picture and a question to an answer: run the loop, watch it, rate answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from . import BUNDLED_CHECKPOINT
-from .adapters import attach_adapter, load_processor, load_with_adapter
+from .assistant import Assistant, load, switch_adapter
 from .constraints_lladav import AnswerChoices
 from .denoising_lladav import DenoisingStep
 from .image_processing_lladav import LladaVImageProcessor, open_picture
 from .presets_lladav import find_preset
-from .quantization import is_quantized, quantization_config
 from .recording import Recorder, Recording
 from .streaming import Draft
 
+__all__ = [
+    "Answer", "Assistant", "Picture", "RatedAnswer", "answer", "ask", "choice_settings", "fill", "film", "load",
+    "read_picture", "record", "score", "switch_adapter", "user_message",
+]  # fmt: skip
+
 Picture = Image.Image | str | Path
-
-
-@dataclass
-class Assistant:
-    """A model with its processor.
-
-    Attributes:
-        model: a LLaDA-V in evaluation mode.
-        processor: its processor.
-    """
-
-    model: Any
-    processor: Any
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return self.processor.tokenizer
-
-    @property
-    def mask_token_id(self) -> int:
-        """What stands for a token that is not known yet."""
-        return int(self.model.config.mask_token_id)
-
-    @property
-    def end_token_ids(self) -> list[int]:
-        """What ends a message."""
-        ends = self.model.config.text_config.eos_token_id
-        return list(ends) if isinstance(ends, list) else [ends]
-
-    def inputs(self, chats: Sequence[list[dict[str, Any]]]) -> Any:
-        """Turn chats into one batch for the model, on its device.
-
-        Args:
-            chats: each ends with a message of the user.
-
-        Returns:
-            What the processor makes of them, padded.
-
-        Raises:
-            ValueError: if a picture cannot be read, or a chat breaks a rule.
-        """
-        return self.processor.apply_chat_template(
-            list(chats),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={"return_tensors": "pt", "padding": True},
-        ).to(self.model.device)
 
 
 @dataclass(frozen=True)
@@ -90,94 +42,6 @@ class Answer:
     tokens_per_forward: float
     stopped: bool
     finish_reason: str
-
-
-def load(
-    checkpoint: str | Path | None = None,
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    adapter: str | Path | None = None,
-    quantization: str | None = None,
-) -> Assistant:
-    """Load a checkpoint, and an adapter beside it.
-
-    Args:
-        checkpoint: folder or Hub id; by default the bundled small one, or what the adapter was trained on.
-        device: "auto" takes a GPU if there is one, else any torch device.
-        trust_remote_code: run code that the checkpoint brings; not needed for LLaDA-V checkpoints.
-        adapter: folder or Hub id of a PEFT adapter.
-        quantization: hold the language model in fewer bits, in one of the ways of `QUANTIZATIONS`.
-
-    Returns:
-        Model and processor, the model in the dtype of its weights.
-
-    Raises:
-        ImportError: if the library that quantises is not installed.
-        OSError: if there is no such checkpoint.
-        ValueError: if it is no LLaDA-V, the adapter does not fit it, or its weights are quantised already.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Half precision is slow on most CPUs, and a small model loses nothing in float32.
-    loading: dict[str, Any] = {"dtype": torch.float32 if device == "cpu" else "auto"}
-    if quantization is not None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        loading = {"dtype": dtype, "quantization_config": quantization_config(quantization, dtype, device)}
-        loading["device_map"] = {"": device}
-    if adapter is not None:
-        name = _adapter_name(adapter)
-        options: dict[str, Any] = {"base": checkpoint, "trust_remote_code": trust_remote_code}
-        model = load_with_adapter(adapter, name=name, **loading, **options)
-        return Assistant(_placed(model, device), load_processor(adapter, **options))
-    source = str(checkpoint or BUNDLED_CHECKPOINT)
-    if quantization is not None:
-        _check_plain(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
-    model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=trust_remote_code, **loading)
-    if model.config.model_type != "lladav":
-        raise ValueError(f"{source} holds a {model.config.model_type!r} model; give a LLaDA-V checkpoint")
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return Assistant(_placed(model, device).eval(), processor)
-
-
-def _check_plain(config: Any, source: str, quantization: str) -> None:
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"quantization={quantization!r}, but the weights of {source} are quantised already; leave it out"
-        )
-
-
-def _placed(model: Any, device: str) -> Any:
-    """Quantised weights stay where they were loaded."""
-    return model if is_quantized(model) else model.to(device)
-
-
-def switch_adapter(assistant: Assistant, adapter: str | Path | None) -> None:
-    """Answer with another adapter from now on, or without one. Those that were used before stay in memory.
-
-    Args:
-        assistant: from `load`.
-        adapter: folder or Hub id of a PEFT adapter; None for the base model alone.
-
-    Raises:
-        OSError: if there is no such adapter.
-        ValueError: if it does not fit the model.
-    """
-    held = getattr(assistant.model, "peft_config", {})
-    if adapter is None:
-        if held:
-            assistant.model.base_model.disable_adapter_layers()
-        return
-    name = _adapter_name(adapter)
-    if name not in held:
-        assistant.model = attach_adapter(assistant.model, adapter, name)
-    assistant.model.base_model.enable_adapter_layers()
-    assistant.model.set_adapter(name)
-
-
-def _adapter_name(adapter: str | Path) -> str:
-    """What PEFT calls an adapter: its place, without the dots that names of modules must not have."""
-    place = Path(adapter)
-    return str(place.resolve() if place.is_dir() else place).replace(".", "_")
 
 
 def read_picture(source: Picture) -> Image.Image:
@@ -321,12 +185,9 @@ def fill(
     Raises:
         ValueError: if the picture cannot be read, there is no hole, or a setting breaks a rule.
     """
-    messages = [user_message([picture], question), {"role": "assistant", "content": template}]
-    inputs = assistant.processor.infilling_inputs(messages).to(assistant.model.device)
-    context = assistant.processor.encode_holes(template.strip())
-    output = _generate(assistant, inputs, on_draft, recorder, context, {**settings, "infill": True})
-    filled = iter(output.answers[0].tolist())
-    tokens = [next(filled) if token == assistant.mask_token_id else token for token in context]
+    inputs, holes = assistant.hole_inputs([user_message([picture], question)], template)
+    output = _generate(assistant, inputs, on_draft, recorder, holes, {**settings, "infill": True})
+    tokens = assistant.fill_holes(holes, output.answers[0].tolist())
     return _figures(assistant.tokenizer.decode(tokens).strip(), output)
 
 
@@ -388,7 +249,7 @@ def record(assistant: Assistant, template: str | None = None) -> Recorder:
         The recorder, to be passed on.
     """
     context = None if template is None else assistant.processor.encode_holes(template.strip())
-    return _recorder(assistant, context)
+    return assistant.recorder(context)
 
 
 def film(recorder: Recorder, picture: Picture, question: str, answered: Answer) -> Recording:
@@ -417,7 +278,7 @@ def _generate(
     settings: dict[str, Any],
 ) -> Any:
     watched = on_draft is not None or recorder is not None
-    recorder = recorder or _recorder(assistant, context)
+    recorder = recorder or assistant.recorder(context)
 
     def show(step: DenoisingStep) -> None:
         recorder(step)
@@ -431,10 +292,6 @@ def _generate(
         return_dict_in_generate=True,
         **settings,
     )
-
-
-def _recorder(assistant: Assistant, context: list[int] | None) -> Recorder:
-    return Recorder(assistant.tokenizer, assistant.mask_token_id, assistant.end_token_ids, context_ids=context)
 
 
 def _figures(text: str, output: Any) -> Answer:

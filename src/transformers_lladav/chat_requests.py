@@ -6,27 +6,26 @@ honoured, is refused with the reason; nothing that a request names is opened or 
 
 import base64
 import binascii
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from .asking import Assistant
+from .assistant import Assistant
 from .eval_asking import Asking, resolve_generation
 from .presets_lladav import find_preset
+from .untrusted_pictures import TooLargeError, decode_untrusted, open_untrusted
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError("the server needs FastAPI: pip install 'transformers_lladav[serve]'") from error
 
-# Formats whose decoders run nothing but Pillow's own code (EPS would start Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FETCH_SECONDS = 10
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
@@ -328,7 +327,8 @@ class _Encoded:
     def __init__(self, source: ImageUrl, name: str, limits: Limits) -> None:
         self.name, self.detail, self.limits = name, source.detail, limits
         self.content = self._read(source.url)
-        self._open()
+        with _explained():
+            open_untrusted(self.content, self.name, limits.pixels)
 
     def _read(self, url: str) -> bytes:
         if match := DATA_URL.match(url):
@@ -370,32 +370,21 @@ class _Encoded:
             413,
         )
 
-    def _open(self) -> Image.Image:
-        """Read the header."""
-        try:
-            picture = Image.open(io.BytesIO(self.content), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise RequestError(f"{self.name} is too large: {error}", "messages", 413) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise RequestError(
-                f"{self.name} ({len(self.content):,} bytes) is no picture in one of the formats {', '.join(FORMATS)}",
-                "messages",
-            ) from error
-        width, height = picture.size
-        if width * height > self.limits.pixels:
-            raise RequestError(
-                f"{self.name} has {width} x {height} pixels, and {self.limits.pixels:,} are allowed; shrink it",
-                "messages",
-                413,
-            )
-        return picture
-
     def decode(self, tile: int) -> Image.Image:
         """The picture, upright; of low detail, no larger than a tile."""
-        try:
-            picture = ImageOps.exif_transpose(self._open()).convert("RGB")
-        except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
-            raise RequestError(f"{self.name} cannot be decoded: {error}", "messages") from error
+        with _explained():
+            picture = decode_untrusted(self.content, self.name, self.limits.pixels)
         if self.detail == "low":
             picture.thumbnail((tile, tile))
         return picture
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What is wrong with a picture, as an answer to the request."""
+    try:
+        yield
+    except TooLargeError as error:
+        raise RequestError(str(error), "messages", 413) from error
+    except ValueError as error:
+        raise RequestError(str(error), "messages") from error

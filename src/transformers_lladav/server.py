@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .answer_queue import AnswerQueue, Completion, QueueFullError, Request, Ticket
-from .asking import Assistant
+from .assistant import Assistant
 from .chat_requests import ChatRequest, Limits, RequestError, Settings, read_messages, read_settings
 from .eval_asking import Asking
 from .streaming import INCOMPLETE, Draft, TokenState
