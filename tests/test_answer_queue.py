@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from test_adapters import load_base, save, train
 from transformers_lladav import asking
 from transformers_lladav.answer_queue import AnswerQueue, QueueFullError, Request
 from transformers_lladav.shape_scenes import make_scene, render_scene
@@ -261,3 +262,32 @@ def test_closing_lets_go_of_everybody(assistant, picture):
     assert not waiting.ticket.done
     with pytest.raises(RuntimeError, match="closed"):
         queue.submit(ask(picture, QUESTIONS[0]), lambda: None)
+
+
+def test_a_template_keeps_its_words_and_is_answered_alone(assistant, picture, make_queue, batches):
+    template = "an [MASK:1] triangle at the [MASK:1] left"
+    filled = asking.fill(assistant, picture, QUESTIONS[1], template)
+    batches.clear()
+    queue = make_queue()
+    gate = Gate(queue, picture)
+    callers = [Caller(queue, ask(picture, QUESTIONS[1], template=template, watched=True)) for _ in range(2)]
+    gate.open()
+    assert [text(assistant, caller.wait()) for caller in callers] == [filled.text] * 2
+    assert callers[0].drafts[-1].text == filled.text
+    assert callers[0].wait().completion.finish_reason == "filled"
+    assert batches == [1, 1, 1]
+
+
+def test_adapters_are_switched_between_requests_and_never_mixed(tmp_path, picture):
+    own = asking.load(device="cpu")
+    adapter = str(save(train(load_base(), seed=3, size=0.2), tmp_path / "adapter"))
+    plain = asking.ask(own, picture, QUESTIONS[1]).text
+    other = asking.ask(asking.load(adapter=adapter, device="cpu"), picture, QUESTIONS[1]).text
+    assert other != plain
+    queue = AnswerQueue(own)
+    gate = Gate(queue, picture)
+    adapters = [None, adapter, None]
+    callers = [Caller(queue, ask(picture, QUESTIONS[1], adapter=wanted)) for wanted in adapters]
+    gate.open()
+    assert [text(own, caller.wait()) for caller in callers] == [plain, other, plain]
+    queue.close()

@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from transformers_lladav import cli_serving, server
-from transformers_lladav.cli_serving import is_loopback, listen, serve, served_name
+from transformers_lladav import web as web_page
+from transformers_lladav.cli_serving import is_loopback, listen, read_auth, serve, served_name, web
 
 app = typer.Typer()
 app.command()(serve)
@@ -109,3 +110,63 @@ def test_names_and_addresses(tmp_path):
     ]  # fmt: skip
     with listen("127.0.0.1", 0) as listening:
         assert listening.getsockname()[1] > 0
+
+
+@pytest.fixture
+def web_command(monkeypatch):
+    """Runs `lladav web` up to the point where it would wait; gives the result, what was loaded and offered."""
+    monkeypatch.setenv("COLUMNS", "200")
+    loaded, launched = [], []
+    command = typer.Typer()
+    command.command()(web)
+
+    class Page:
+        local_url = "http://here/"
+
+    class Loaded:
+        model = None
+
+    monkeypatch.setattr(cli_serving, "load_assistant", lambda *options: loaded.append(options) or Loaded)
+    monkeypatch.setattr(web_page, "launch", lambda *options: launched.append(options) or Page)
+    monkeypatch.setattr(cli_serving, "wait", lambda: None)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(command, ["--port", "0", *map(str, arguments)])
+        return result, loaded, launched
+
+    return invoke
+
+
+def test_the_page_offers_what_was_named(web_command, tmp_path):
+    for name in ("one", "two", "tuned"):
+        (tmp_path / name).mkdir()
+    options = ["--model", tmp_path / "one", "--model", tmp_path / "two", "--adapter", tmp_path / "tuned"]
+    options += ["--max-tokens", 64, "--max-picture-mb", 2, "--max-megapixels", 1, "--waiting", 3, "--timeout", 5]
+    options += ["--batch-size", 2, "--device", "cpu", "--quantization", "nf4", "--auth", "me:a:b"]
+    result, loaded, ((site, _, host, _, auth),) = web_command(*options)
+    assert result.exit_code == 0, result.output
+    assert "Open http://here/ in a browser" in result.output
+    assert loaded == [(str(tmp_path / "one"), "cpu", False, None, "nf4")]  # the second loads when it is chosen
+    assert list(site.models) == ["one", "two"]
+    assert site.adapters == {"tuned": str(tmp_path / "tuned")}
+    limits = (site.max_tokens, site.picture_bytes, site.pixels, site.waiting, site.timeout, site.batch_size)
+    assert limits == (64, 2 * 2**20, 1_000_000, 3, 5, 2)
+    assert (host, auth, site.examples) == ("127.0.0.1", ("me", "a:b"), False)
+
+
+def test_the_bundled_checkpoint_comes_with_examples(web_command):
+    _, loaded, ((site, _, _, _, auth),) = web_command()
+    assert (list(site.models), site.examples, auth) == (["lladav-bundled"], True, None)
+    assert loaded[0][0] is None
+
+
+def test_an_open_page_and_bad_names_are_told(web_command, tmp_path):
+    result, _, _ = web_command("--host", "0.0.0.0")
+    assert "everybody who reaches 0.0.0.0 can ask; see --auth" in result.output
+    for text in ("me", ":x", "me:"):
+        with pytest.raises(ValueError, match="--auth needs a name and a password"):
+            read_auth(text)
+    (tmp_path / "a" / "same").mkdir(parents=True)
+    (tmp_path / "b" / "same").mkdir(parents=True)
+    result, _, _ = web_command("--adapter", tmp_path / "a" / "same", "--adapter", tmp_path / "b" / "same")
+    assert "have the same name; rename one of the folders" in str(result.exception)

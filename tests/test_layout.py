@@ -257,6 +257,9 @@ MAY_IMPORT = {
     "chatting": {"asking", "files", "streaming"},
     "answer_queue": {"assistant", "eval_tasks", "presets_lladav", "streaming"},
     "chat_requests": {"assistant", "eval_asking", "presets_lladav", "untrusted_pictures"},
+    "web_view": {"streaming"},
+    "web_talk": {"answer_queue", "assistant", "eval_asking", "streaming", "untrusted_pictures", "web_view"},
+    "web": {"suite", "web_talk", "web_view"},
     "server": {"answer_queue", "assistant", "chat_requests", "eval_asking", "streaming"},
     "streaming": set(),
     "recording": {"denoising_lladav", "files", "recording_film", "recording_page", "streaming"},
@@ -316,7 +319,8 @@ MAY_IMPORT = {
     "cli_console": set(),
     "cli_asking": {"asking", "chatting", "cli_console", "streaming"},
     "cli_publishing": {"cli_console", "pushing"},
-    "cli_serving": {"chat_requests", "cli_asking", "cli_console", "cli_evaluation", "eval_asking", "server"},
+    "cli_serving": {"__init__", "chat_requests", "cli_asking", "cli_console", "cli_evaluation", "eval_asking"}
+    | {"server", "web", "web_talk"},
     "cli_data": {
         "__init__",
         "cli_console",

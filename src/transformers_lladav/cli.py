@@ -23,7 +23,7 @@ from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, ou
 from .cli_data import data_app
 from .cli_evaluation import evaluate
 from .cli_publishing import push
-from .cli_serving import serve
+from .cli_serving import serve, web
 from .cli_tiny import tiny
 from .cli_training import train_app
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 train_app.command("tiny")(tiny)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for command in (ask, chat, score, serve, batch, merge, push, bench):
+for command in (ask, chat, score, web, serve, batch, merge, push, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -3,6 +3,9 @@
 import ipaddress
 import os
 import socket
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,13 +77,93 @@ def serve(
     _run(app, listening, f"{called} answers at {{address}}/v1", serving)
 
 
+def web(
+    model: Annotated[
+        list[str],
+        typer.Option("--model", "-m", help="Folder or Hub id; the bundled one by default; repeat it for a choice."),
+    ] = [],  # noqa: B006
+    adapter: Annotated[
+        list[str], typer.Option(metavar="DIR", help="A LoRA adapter that visitors may switch on; repeatable.")
+    ] = [],  # noqa: B006
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:PASSWORD", envvar="LLADAV_WEB_AUTH", show_envvar=True, help="What visitors must give."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_picture_mb: Annotated[int, typer.Option(min=1, help="Size of a picture file.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of a picture, decoded.")] = 40,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered together.")] = 8,
+    waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 32,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer, waiting included.")] = 120,
+    device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
+    trust_remote_code: CodeOption = False,
+) -> None:
+    """Open a page in which a picture is shown, questions are asked, and answers come out of their masks.
+
+    Only this machine reaches it, unless --host says otherwise; give --auth then.
+    """
+    visitors = None if auth is None else read_auth(auth)
+    with listen(host, port) as probe:  # before the model, as above
+        port = probe.getsockname()[1]
+    with loading():
+        from . import web as page
+        from .web_talk import Queues, Site
+
+        site = Site(
+            models={
+                name: partial(load_assistant, source, device, trust_remote_code, None, quantization)
+                for name, source in _named(model or [None]).items()
+            },
+            adapters={name: str(source) for name, source in _named(adapter).items()},
+            max_tokens=max_tokens, picture_bytes=max_picture_mb * MEGABYTE, pixels=int(max_megapixels * 1e6),
+            waiting=waiting, timeout=timeout, batch_size=batch_size, examples=not model,
+        )  # fmt: skip
+        (queues := Queues(site)).get(next(iter(site.models)))
+        address = page.launch(site, queues, host, port, visitors).local_url
+    _warn_of_open_door(host, visitors, "--auth")
+    err.print(f"Open {address} in a browser (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
+    try:
+        wait()
+    finally:
+        queues.close()
+
+
+def _named(sources: Sequence[str | None]) -> dict[str, str | None]:
+    """Models or adapters by what they are called on the page."""
+    named = {served_name(source, None): source for source in sources}
+    if len(named) < len(sources):
+        raise ValueError(f"of {', '.join(map(str, sources))} two have the same name; rename one of the folders")
+    return named
+
+
+def wait() -> None:
+    """Leave the work to other threads until Ctrl-C."""
+    threading.Event().wait()
+
+
+def read_auth(text: str) -> tuple[str, str]:
+    """The name and the password of --auth.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    name, _, password = text.partition(":")
+    if not name or not password:
+        raise ValueError("--auth needs a name and a password, with a colon between: --auth me:secret")
+    return name, password
+
+
 def _run(app: Any, listening: socket.socket, greeting: str, serving: Any) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
 
     host, port = listening.getsockname()[:2]
-    if not is_loopback(host) and serving.api_key is None:
-        err.print(Text.assemble(("Warning: ", "yellow"), f"everybody who reaches {host} can ask; see --api-key"))
+    _warn_of_open_door(host, serving.api_key, "--api-key")
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     err.print(f"{greeting.format(address=address)} (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
     # More connections than requests that wait: others are told so instead of waiting for their turn to be told.
@@ -88,6 +171,11 @@ def _run(app: Any, listening: socket.socket, greeting: str, serving: Any) -> Non
         app, log_level="warning", limit_concurrency=serving.waiting + 128, timeout_graceful_shutdown=5
     )
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _warn_of_open_door(host: str, secret: Any, option: str) -> None:
+    if not is_loopback(host) and secret is None:
+        err.print(Text.assemble(("Warning: ", "yellow"), f"everybody who reaches {host} can ask; see {option}"))
 
 
 def served_name(model: str | None, adapter: str | None) -> str:
