@@ -1,0 +1,67 @@
+"""Docstrings as the reference shows them: links between them, and arguments that transformers would complete."""
+
+import re
+from typing import Any
+
+import griffe
+
+# A name in the way of transformers' documentation: [`LladaVConfig`], [`LladaVModel.get_image_features`], [`~X.y`].
+NAMED = re.compile(r"\[`(~?)(\w+(?:\.\w+)*)`\](?![\[(])")
+# The first line of an argument, as `auto_docstring` takes them: without a section around them.
+ARGUMENT = re.compile(r"^\w+ \([^\n]*\):\n", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites docstrings once the package is read."""
+
+    def on_package(self, *, pkg: griffe.Module, **others: Any) -> None:
+        """Go through the package.
+
+        Args:
+            pkg: the package.
+            **others: unused.
+        """
+        self.names = {member: f"{pkg.path}.{member}" for member, found in pkg.members.items() if found.is_alias}
+        for module in pkg.modules.values():
+            self._rewrite(module, module)
+
+    def _rewrite(self, parent: griffe.Object, module: griffe.Module) -> None:
+        for member in parent.members.values():
+            if member.is_alias or member.is_module:
+                continue
+            self._complete(member, module)
+            if member.docstring is not None:
+                member.docstring.value = self._linked(member.docstring.value, module)
+            if member.is_class:
+                self._rewrite(member, module)
+
+    def _complete(self, member: griffe.Object, module: griffe.Module) -> None:
+        """Give what `auto_docstring` would complete at run time an introduction and a section of arguments."""
+        decorators = [str(item.value) for item in getattr(member, "decorators", ())]
+        automatic = next((text for text in decorators if text.startswith("auto_docstring")), None)
+        if automatic is None:
+            return
+        intro = re.search(r"custom_intro=(['\"])(.*)\1\)", automatic)
+        text = member.docstring.value if member.docstring is not None else ""
+        if ARGUMENT.match(text):
+            listed, *after = re.split(r"\n\n(?=Example:)", text)
+            text = "\n\n".join(["Args:\n" + re.sub(r"(?m)^", "    ", listed), *after])
+            if member.is_class and module.docstring is not None:
+                text = f"{module.docstring.value}\n\n{text}"
+        text = f"{intro[2]}\n\n{text}" if intro else text
+        if text:
+            member.docstring = griffe.Docstring(text, parent=member, lineno=member.lineno)
+
+    def _linked(self, text: str, module: griffe.Module) -> str:
+        """A docstring whose references are links where the reference has an entry, and plain code elsewhere."""
+
+        def link(match: re.Match[str]) -> str:
+            short, name = match[1], match[2]
+            first, _, rest = name.partition(".")
+            home = self.names.get(first) or f"{module.path}.{first}"
+            path = f"{home}.{rest}" if rest else home
+            words = name.rpartition(".")[2] if short else name
+            return f'<autoref identifier="{path}" optional hover><code>{words}</code></autoref>'
+
+        # Text in angles outside of code would be read as HTML.
+        return NAMED.sub(link, text)
