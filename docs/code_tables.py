@@ -1,17 +1,20 @@
 """Tables and lists of what the code itself says: settings, presets, recipes, token counts, commands."""
 
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import typer
 from draw_tiles import layout_of
 from typer.cli import get_docs_for_click
 
-from transformers_lladav import PRESETS, LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig
+from transformers_lladav import PRESETS, LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig, LladaVTextConfig
 from transformers_lladav.cli import app
 from transformers_lladav.generation_configuration_lladav import ALIASES, DEFAULTS
 from transformers_lladav.launching import configs, describe_config
+from transformers_lladav.official_config_lladav import SIGLIP2_SO400M
 from transformers_lladav.recipes import RECIPES
 from transformers_lladav.tiling_lladav import video_token_count
 
@@ -55,7 +58,8 @@ def setting_table(names: Sequence[str]) -> str:
     official = {name: alias for alias, (name, _) in ALIASES.items()}
     rows = ["| setting | default | what it does |", "|---|---|---|"]
     for name in names:
-        alias = f" Official name: `{official[name]}`." if name in official else ""
+        named = name in official and f"`{official[name]}`" not in texts[name]
+        alias = f" Official name: `{official[name]}`." if named else ""
         rows.append(f"| `{name}` | {shown(DEFAULTS[name])} | {_cell(texts[name])}{alias} |")
     return "\n".join(rows)
 
@@ -140,7 +144,28 @@ def video_table() -> str:
     return "\n".join(rows)
 
 
-def config_table() -> str:
+def field_table(fields: Iterable[tuple[str, Any]]) -> str:
+    """Fields with their defaults, two in a row.
+
+    Args:
+        fields: names and values.
+
+    Returns:
+        A Markdown table.
+    """
+    cells = [f"`{name}` | {shown(value)}" for name, value in fields]
+    half = -(-len(cells) // 2)
+    rows = zip_longest(cells[:half], cells[half:], fillvalue=" | ")
+    return "\n".join(["| field | default | field | default |", "|---|---|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def own_fields(configuration: type) -> str:
+    """The fields that a configuration class has itself, with their defaults."""
+    names = [field.name for field in dataclasses.fields(configuration) if field.name in vars(configuration)]
+    return field_table((name, getattr(configuration, name)) for name in names)
+
+
+def launch_table() -> str:
     """What the settings for `accelerate launch` are for, in the first two sentences of each."""
     rows = ["| settings | for |", "|---|---|"]
     for name, path in configs().items():
@@ -171,5 +196,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipe_table,
     "sizes": size_table,
     "videos": video_table,
-    "configs": config_table,
+    "configs": launch_table,
+    "config": lambda: own_fields(LladaVConfig),
+    "text_config": lambda: own_fields(LladaVTextConfig),
+    "vision_config": lambda: field_table(SIGLIP2_SO400M.items()),
 }

@@ -8,6 +8,7 @@ import griffe
 # A name in the way of transformers' documentation: [`LladaVConfig`], [`LladaVModel.get_image_features`], [`~X.y`].
 NAMED = re.compile(r"\[`(~?)(\w+(?:\.\w+)*)`\](?![\[(])")
 # The first line of an argument, as `auto_docstring` takes them: without a section around them.
+TYPED = re.compile(r"^( *\w+) \((`.*)\):", re.MULTILINE)
 ARGUMENT = re.compile(r"^\w+ \([^\n]*\):\n", re.MULTILINE)
 
 
@@ -31,7 +32,9 @@ class Docstrings(griffe.Extension):
                 continue
             self._complete(member, module)
             if member.docstring is not None:
-                member.docstring.value = self._linked(member.docstring.value, module)
+                # Types are shown as code already, so that marks inside them would be seen.
+                plain = TYPED.sub(lambda line: f"{line[1]} ({re.sub('[`*]', '', line[2])}):", member.docstring.value)
+                member.docstring.value = self._linked(plain, module)
             if member.is_class:
                 self._rewrite(member, module)
 
@@ -63,5 +66,4 @@ class Docstrings(griffe.Extension):
             words = name.rpartition(".")[2] if short else name
             return f'<autoref identifier="{path}" optional hover><code>{words}</code></autoref>'
 
-        # Text in angles outside of code would be read as HTML.
         return NAMED.sub(link, text)
