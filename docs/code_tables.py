@@ -10,7 +10,13 @@ import typer
 from draw_tiles import layout_of
 from typer.cli import get_docs_for_click
 
-from transformers_lladav import PRESETS, LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig, LladaVTextConfig
+from transformers_lladav import (
+    PRESETS,
+    LladaVConfig,
+    LladaVForMaskedDiffusion,
+    LladaVGenerationConfig,
+    LladaVTextConfig,
+)
 from transformers_lladav.cli import app
 from transformers_lladav.generation_configuration_lladav import ALIASES, DEFAULTS
 from transformers_lladav.launching import configs, describe_config
@@ -20,7 +26,9 @@ from transformers_lladav.tiling_lladav import video_token_count
 
 # Pictures as people have them: width and height.
 SIZES = ((384, 384), (600, 400), (1024, 768), (1080, 1920), (1920, 1080), (4032, 3024), (2480, 3508), (3000, 300))
-OPTION = re.compile(r"^(?P<indent> *)(?P<name>\w+)(?: \([^\n]*?\))?: (?P<words>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE)
+OPTION = re.compile(
+    r"^(?P<indent> *)(?P<name>\w+)(?: \([^\n]*?\))?: (?P<words>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE
+)
 
 
 def described(docstring: str | None) -> dict[str, str]:
@@ -99,15 +107,22 @@ def preset_table() -> str:
             if value != DEFAULTS[key] and key not in ("max_new_tokens", "block_length", "max_denoising_steps")
         }
         words = ", ".join(f"`{key}={value!r}`" for key, value in others.items())
-        rows.append(f"| `{name}` | {preset.description} | {given} | {words} | {f'`{preset.tag}`' if preset.tag else ''} |")
+        rows.append(
+            f"| `{name}` | {preset.description} | {given} | {words} | {f'`{preset.tag}`' if preset.tag else ''} |"
+        )
     return "\n".join(rows)
 
 
 def recipe_table() -> str:
     """What each recipe trains, and how."""
-    rows = ["| recipe | trains | rate | tower | samples a step | epochs | tokens | prompt |", "|---|---|---:|---:|---:|---:|---:|---|"]
+    rows = [
+        "| recipe | trains | rate | tower | samples a step | epochs | tokens | prompt |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
     for name, recipe in RECIPES.items():
-        parts = "everything" if len(recipe.trains) == 5 else ", ".join(part.replace("_", " ") for part in recipe.trains)
+        parts = (
+            "everything" if len(recipe.trains) == 5 else ", ".join(part.replace("_", " ") for part in recipe.trains)
+        )
         adapters = f"adapters of rank {recipe.lora.rank}, " if recipe.lora else ""
         held = f", base in {recipe.quantization}" if recipe.quantization else ""
         tower = f"{recipe.vision_learning_rate:g}" if recipe.vision_learning_rate else ""
@@ -156,7 +171,9 @@ def field_table(fields: Iterable[tuple[str, Any]]) -> str:
     cells = [f"`{name}` | {shown(value)}" for name, value in fields]
     half = -(-len(cells) // 2)
     rows = zip_longest(cells[:half], cells[half:], fillvalue=" | ")
-    return "\n".join(["| field | default | field | default |", "|---|---|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+    return "\n".join(
+        ["| field | default | field | default |", "|---|---|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+    )
 
 
 def own_fields(configuration: type) -> str:

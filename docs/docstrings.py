@@ -28,7 +28,7 @@ class Docstrings(griffe.Extension):
 
     def _rewrite(self, parent: griffe.Object, module: griffe.Module) -> None:
         for member in parent.members.values():
-            if member.is_alias or member.is_module:
+            if isinstance(member, griffe.Alias) or member.is_module:
                 continue
             self._complete(member, module)
             if member.docstring is not None:

@@ -5,15 +5,14 @@ from typing import Any
 import torch
 from record import read_recorded
 from svg import Drawing, text_width
-from transformers import AutoTokenizer
 
-from transformers_lladav import BUNDLED_CHECKPOINT
 from transformers_lladav.diffusion_lladav import hide_tokens, hiding_probability
 
 PAD, GAP, ROW, BLOCK_GAP, SIZE = 4.0, 2.0, 20.0, 10.0, 12.0
 MASK_WIDTH = 24.0
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS_SEED = 20
+MASK = -1  # any id that no token has
 
 
 def cell_places(texts: list[str | None], left: float, block: int) -> list[tuple[float, float]]:
@@ -37,7 +36,7 @@ def draw_steps(run: dict[str, Any], title: str) -> str:
     Returns:
         The SVG.
     """
-    texts, written, confidence = ([slot[part] for slot in run["slots"]] for part in range(3))
+    texts, _, written, confidence = ([slot[part] for slot in run["slots"]] for part in range(4))
     block, left, top = run["block_length"], 34.0, 34.0
     places = cell_places(texts, left, block)
     right = sum(places[-1]) + 12
@@ -83,21 +82,18 @@ def draw_noise() -> str:
     Returns:
         The SVG.
     """
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_CHECKPOINT)
-    slots = [text for text, when, _ in read_recorded()["answers"]["schedule"]["slots"] if when is not None]
-    answer = torch.tensor(tokenizer(" ".join(slots[:-1]).replace(" ,", ",")).input_ids + [tokenizer.eos_token_id])[None]
-    texts = [tokenizer.decode([token]).strip() for token in answer[0, :-1].tolist()] + ["end"]
+    slots = [slot for slot in read_recorded()["answers"]["schedule"]["slots"] if slot[0] is not None]
+    texts, answer = [text for text, *_ in slots], torch.tensor([[token for _, token, *_ in slots]])
     draws = torch.rand(answer.shape, generator=torch.Generator().manual_seed(DRAWS_SEED))
     left, top = 50.0, 34.0
-    places = cell_places(list(texts), left, len(texts))
+    places = cell_places(texts, left, len(texts))
     right = sum(places[-1]) + 12
-    mask = tokenizer.convert_tokens_to_ids("<|mdm_mask|>")
     drawing = Drawing(right + 112, top + len(LEVELS) * (ROW + 6), "What training hides of an answer, by noise level")
     drawing.text(left - 8, 14, "level t", "soft small", 11, "end")
     drawing.text(right, 14, "hidden, each counts", "soft small", 11)
     for row, level in enumerate(LEVELS):
         y = top + row * (ROW + 6)
-        noised = hide_tokens(answer, answer, torch.tensor([level]), draws, mask)
+        noised = hide_tokens(answer, answer, torch.tensor([level]), draws, MASK)
         hidden = (noised.labels[0] >= 0).tolist()
         drawing.text(left - 8, y + 11, f"{level:.1f}", "soft small", 11, "end")
         for text, masked, (x, width) in zip(texts, hidden, places, strict=True):

@@ -1,4 +1,4 @@
-"""Who may import whom, drawn from the table that the tests check: areas of the package, and what ships with weights."""
+"""Who may import whom, drawn from the table that the tests check: areas of the package, and what is shipped."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -77,7 +77,9 @@ def layers_of(table: Table) -> dict[str, int]:
     while len(layers) < len(table):
         ready = {name for name in table if name not in layers and table[name] <= set(layers)}
         if not ready:
-            raise ValueError(f"{', '.join(sorted(set(table) - set(layers)))} import each other; mend AREAS, if areas do")
+            raise ValueError(
+                f"{', '.join(sorted(set(table) - set(layers)))} import each other; mend AREAS, if areas do"
+            )
         layers |= {name: 1 + max((layers[other] for other in table[name]), default=-1) for name in ready}
     return layers
 

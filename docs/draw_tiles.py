@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from svg import Drawing
@@ -25,7 +26,7 @@ def layout_of(width: int, height: int) -> TileLayout:
     Returns:
         Its tiles and features.
     """
-    config = LladaVConfig()
+    config: Any = LladaVConfig()
     side = config.vision_config.image_size
     return tile_layout((height, width), config.image_grid_pinpoints, side, config.patches_per_side, config.max_tiles)
 
@@ -36,7 +37,7 @@ def draw_tiles() -> str:
     Returns:
         The SVG.
     """
-    config = LladaVConfig()
+    config: Any = LladaVConfig()
     side, patches = config.vision_config.image_size, config.patches_per_side
     with Image.open(PHOTO) as photo:
         width, height = photo.size

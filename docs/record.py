@@ -1,6 +1,6 @@
 """What the bundled checkpoint did when it was asked about the example scene: tokens by step, and positions by pass.
 
-The drawings of answers and caches are made from this recording, `recorded.json`. `python docs/record.py` makes it anew.
+The drawings of answers and caches are made from it, `recorded.json`; `python docs/record.py` records it anew.
 """
 
 import json
@@ -17,7 +17,7 @@ PICTURE = "model_cards/assets/scene.png"
 QUESTION = "Describe the picture."
 
 ANSWERS: dict[str, dict[str, Any]] = {"schedule": {}, "threshold": {"threshold": 0.9}}
-# Two tokens per step in all of them, in place of the presets' threshold, so that their passes can be laid side by side.
+# Two tokens per step in all of them, in place of the presets' threshold, so that passes can be laid side by side.
 _STEPS = {"threshold": None, "max_denoising_steps": 24}
 CACHES: dict[str, dict[str, Any]] = {
     "exact": {"preset": "exact", **_STEPS},
@@ -35,8 +35,8 @@ def record_answer(assistant: asking.Assistant, settings: dict[str, Any]) -> dict
         settings: of `generate`.
 
     Returns:
-        The settings, and per slot of the blocks that were begun the text, the step that wrote it (None for a mask)
-        and the confidence.
+        The settings, and per slot of the blocks that were begun the token's text and id, the step that wrote it and
+        the confidence; None for what stayed a mask.
     """
     recorder = asking.record(assistant)
     asking.ask(assistant, ROOT / PICTURE, QUESTION, recorder=recorder, **settings)
@@ -48,8 +48,7 @@ def record_answer(assistant: asking.Assistant, settings: dict[str, Any]) -> dict
     for slot, token in enumerate(last.token_ids[:begun]):
         ends = token in assistant.end_token_ids
         text = "end" if ends else assistant.tokenizer.decode([token]).strip()
-        known = slot in written
-        slots.append([text if known else None, written.get(slot), last.confidence[slot] if known else None])
+        slots.append([text, token, written[slot], last.confidence[slot]] if slot in written else [None] * 4)
     return {"settings": settings, "block_length": block, "steps": len(recorder.frames) - 1, "slots": slots}
 
 

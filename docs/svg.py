@@ -117,7 +117,9 @@ class Drawing:
         """The whole file."""
         size = f'viewBox="0 0 {number(self.width)} {number(self.height)}" width="{number(self.width)}"'
         opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing" role="img" {size}>'
-        return "\n".join([opening, f"<title>{escape(self.title)}</title><style>{STYLE}</style>", *self.parts, "</svg>\n"])
+        return "\n".join(
+            [opening, f"<title>{escape(self.title)}</title><style>{STYLE}</style>", *self.parts, "</svg>\n"]
+        )
 
 
 def number(value: object) -> str:

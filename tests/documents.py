@@ -9,7 +9,8 @@ from typing import Any
 
 # A note in front of a block says why it is not run as it stands: "not run: needs ...", or where it runs.
 BLOCK = re.compile(
-    r"(?P<note><!-- (not run|runs)[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```(?:\n+```text\n(?P<shown>.*?)```)?",
+    r"(?P<note><!-- (not run|runs)[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```"
+    r"(?:\n+```text\n(?P<shown>.*?)```)?",
     re.DOTALL,
 )
 
@@ -33,7 +34,9 @@ class Block:
 
 def blocks_of(text: str, language: str) -> list[Block]:
     """The blocks of a language, in order."""
-    found = (Block(match["language"], match["code"], match["note"] or "", match["shown"]) for match in BLOCK.finditer(text))
+    found = (
+        Block(match["language"], match["code"], match["note"] or "", match["shown"]) for match in BLOCK.finditer(text)
+    )
     return [block for block in found if block.language == language]
 
 
