@@ -122,7 +122,7 @@ Box = tuple[float, float, float, float]
 def _arrows(drawing: Drawing, boxes: Mapping[str, Box], imports: Table) -> None:
     """A curve from the lower side of each box to the upper sides of what it imports directly."""
     for name, others in sorted(direct(imports).items()):
-        for number, other in enumerate(sorted(others, key=lambda name: boxes[name][0])):
+        for number, other in enumerate(sorted(others, key=lambda name: (boxes[name][0], name))):
             x, y, width, height = boxes[name]
             start = x + width * (number + 1) / (len(others) + 1)
             goal, above = boxes[other][0] + boxes[other][2] / 2, boxes[other][1]
