@@ -10,6 +10,7 @@ NAMED = re.compile(r"\[`(~?)(\w+(?:\.\w+)*)`\](?![\[(])")
 # The first line of an argument, as `auto_docstring` takes them: without a section around them.
 TYPED = re.compile(r"^( *\w+) \((`.*)\):", re.MULTILINE)
 ARGUMENT = re.compile(r"^\w+ \([^\n]*\):\n", re.MULTILINE)
+COMMON = "Takes these besides what every model of transformers takes."
 
 
 class Docstrings(griffe.Extension):
@@ -47,13 +48,14 @@ class Docstrings(griffe.Extension):
         intro = re.search(r"custom_intro=(['\"])(.*)\1\)", automatic)
         text = member.docstring.value if member.docstring is not None else ""
         if ARGUMENT.match(text):
-            listed, *after = re.split(r"\n\n(?=Example:)", text)
+            listed, *after = re.split(r"\n\n(?=\S)(?!\w+ \()", text, maxsplit=1)
             text = "\n\n".join(["Args:\n" + re.sub(r"(?m)^", "    ", listed), *after])
-            if member.is_class and module.docstring is not None:
-                text = f"{module.docstring.value}\n\n{text}"
+            before = module.docstring.value if member.is_class and module.docstring is not None else COMMON
+            text = f"{before}\n\n{text}"
         text = f"{intro[2]}\n\n{text}" if intro else text
         if text:
-            member.docstring = griffe.Docstring(text, parent=member, lineno=member.lineno)
+            given = member.docstring or griffe.Docstring("", parent=member, lineno=member.lineno)
+            member.docstring, given.value = given, text
 
     def _linked(self, text: str, module: griffe.Module) -> str:
         """A docstring whose references are links where the reference has an entry, and plain code elsewhere."""

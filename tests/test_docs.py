@@ -130,6 +130,15 @@ def test_references_in_docstrings_are_not_left_as_marks(site):
         assert "<autoref" not in text, path
 
 
+def test_arguments_in_docstrings_are_read_as_lists(site):
+    for path in (site / "reference").rglob("index.html"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"<p>(?:Args|Returns|Raises|Attributes|Yields):", text), path
+    model = (site / "reference" / "model" / "index.html").read_text(encoding="utf-8")
+    for name in ("labels", "loss_weights", "logits_to_keep"):  # which only transformers' auto_docstring would complete
+        assert re.search(rf"<li[^>]*>\s*<b><code>{name}</code></b>", model), name
+
+
 def test_marks_are_known_and_filled(site):
     kinds = r"table: \w+|code: \w+|drawing: \w+|settings: [\w ]+|arguments: [\w ]+|commands|not run: .+"
     for name, text in PAGES.items():
