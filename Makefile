@@ -7,10 +7,10 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types readme clean
+.PHONY: help demo test lint types readme docs docs-serve clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,5 +39,11 @@ readme: $(VENV)/.dev  ## Render the tables of the README and the bundled model c
 	$(VENV)/bin/python model_cards/render_readme.py
 	$(VENV)/bin/python model_cards/render_card.py
 
+docs: $(VENV)/.dev  ## Build the site into site/; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet -f docs/mkdocs.yml
+
+docs-serve: $(VENV)/.dev  ## Show the site while its pages are written.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve -f docs/mkdocs.yml
+
 clean:  ## Remove the environment and everything generated.
-	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_out runs site .pytest_cache .mypy_cache .ruff_cache

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from documents import blocks_of
 from training_runs import write_data
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"(?P<note><!-- (not run|runs)[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
 
 def blocks(language):
-    return [match["code"] for match in BLOCK.finditer(README) if match["language"] == language and not match["note"]]
+    return [block.code for block in blocks_of(README, language) if not block.note]
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -47,8 +47,8 @@ def test_commands_of_the_readme_exist():
 
 def test_pictures_and_a_table_become_an_adapter(tmp_path):
     """The five lines of the section on fine-tuning, to the letter but for the installation."""
-    (block,) = [match["code"] for match in BLOCK.finditer(README) if "pictures/train.csv" in (match["note"] or "")]
-    lines = block.splitlines()
+    (block,) = [block for block in blocks_of(README, "bash") if "pictures/train.csv" in block.note]
+    lines = block.code.splitlines()
     assert len(lines) == 5
     assert lines[0].startswith("pip install")
     write_data(tmp_path / "pictures", 24)  # train.csv, and pictures train-0.png and so on
