@@ -20,6 +20,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt --no-deps 'lmms-eval>=0.7.3'
 	@touch $@
 
 demo: $(VENV)/.run  ## Draw a fresh scene, ask the bundled checkpoint about it, save the picture with the answers.
