@@ -1,4 +1,4 @@
-"""LLaDA-V as a model of lmms-eval, which finds it by the entry point `lmms_eval.models`.
+"""LLaDA-V as a model of lmms-eval, by both of its interfaces.
 
 lmms-eval --model lladav --model_args pretrained=LLaDA-V-hf --tasks mmmu_val --batch_size 8
 """
@@ -19,7 +19,7 @@ from . import asking
 from .eval_asking import Asking, resolve_generation
 from .eval_tasks import append_text
 from .generation_configuration_lladav import explain_unknown, resolve_aliases
-from .lmms_eval_settings import SETTINGS, TaskSettings, settings_of_task
+from .lmms_eval_settings import LENGTHS, SETTINGS, TaskSettings, settings_of_task
 from .media import MediaFolder, check_media, load_videos
 from .predicting import answer_in_batches
 from .presets_lladav import find_preset
@@ -30,7 +30,8 @@ from .record_files import PICTURE_SUFFIXES, RecordError
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
     from lmms_eval.api.model import lmms
-    from lmms_eval.models.registry_v2 import ModelManifest
+    from lmms_eval.tasks import TaskManager
+    from lmms_eval.utils import load_yaml_config
     from loguru import logger
 except ImportError as error:
     raise ImportError(
@@ -44,17 +45,31 @@ BATCHES_OF_A_WINDOW = 16  # pictures of so many batches are in memory at once
 _MEDIA = MediaFolder(Path(), allow_outside=True, allow_urls=True)
 
 
-def manifest() -> ModelManifest:
-    """What lmms-eval asks its plug-ins for.
+def find_tasks(names: Sequence[str], include_path: str | None = None) -> dict[str, dict[str, Any] | str]:
+    """Look tasks up in the installed lmms-eval; nothing is downloaded.
+
+    Args:
+        names: of tasks.
+        include_path: folder of further tasks.
 
     Returns:
-        The name of the model and the classes of both of lmms-eval's interfaces.
+        The configuration of each task, or in words why it cannot be run.
     """
-    return ModelManifest(
-        model_id="lladav",
-        chat_class_path=f"{__name__}.{LladaV.__name__}",
-        simple_class_path=f"{__name__}.{LladaVSimple.__name__}",
-    )
+    logger.disable("lmms_eval")  # it reports every file of its own that holds no task
+    try:
+        index = TaskManager(include_path=include_path).task_index
+        found: dict[str, dict[str, Any] | str] = {}
+        for name in names:
+            if name not in index:
+                found[name] = f"lmms-eval has no task {name!r}"
+                continue
+            try:
+                found[name] = load_yaml_config(index[name]["yaml_path"], mode="full")
+            except ImportError as error:
+                found[name] = f"the task {name!r} needs a package: {error}"
+        return found
+    finally:
+        logger.enable("lmms_eval")
 
 
 class LladaV(lmms):
@@ -161,10 +176,10 @@ class LladaV(lmms):
                 settings = self._settings(task, kwargs)
                 how = Asking(settings.generation, batch_size=self.batch_size)
                 for window in _windows(numbers, self.batch_size * BATCHES_OF_A_WINDOW):
-                    chats = [self._chat(requests[number], settings.tag) for number in window]
-                    lengths = [self._length(requests[number], chat) for number, chat in zip(window, chats, strict=True)]
-                    chosen = [seeds[number] for number in window]
-                    replies = answer_in_batches(self.assistant, chats, lengths, how, chosen)
+                    prompts = [self._prompt(requests[number], settings.tag) for number in window]
+                    chats, lengths = zip(*prompts, strict=True)
+                    own_seeds = [seeds[number] for number in window]
+                    replies = answer_in_batches(self.assistant, chats, lengths, how, own_seeds)
                     answers |= {number: reply.text for number, reply in zip(window, replies, strict=True)}
                     bar.update(len(window))
         return [GenerationResult(answers[number]) for number in range(len(requests))]
@@ -219,21 +234,15 @@ class LladaV(lmms):
             logger.log(level, text)
             self._told.add(text)
 
-    def _chat(self, request: Instance, tag: str | None) -> Chat:
-        """A request as the processor takes it."""
+    def _prompt(self, request: Instance, tag: str | None) -> tuple[Chat, int]:
+        """A request as the processor takes it, with its length in tokens."""
         task, _, number, _ = self._arguments(request)
         try:
             chat = [_message(message) for message in self._messages(request)]
+            chat = append_text(chat, f" {tag}") if tag else chat
+            return chat, self._viewer.view(chat, check_media(chat)).length
         except (RecordError, ValueError) as error:
             raise ValueError(f"{task}, document {number}: {getattr(error, 'reason', error)}") from error
-        return append_text(chat, f" {tag}") if tag else chat
-
-    def _length(self, request: Instance, chat: Chat) -> int:
-        task, _, number, _ = self._arguments(request)
-        try:
-            return self._viewer.view(chat, check_media(chat)).length
-        except RecordError as error:
-            raise ValueError(f"{task}, document {number}: {error.reason}") from error
 
     def _seeds(self, requests: Sequence[Instance]) -> list[int]:
         """A seed per request, whoever answers it and beside which others; repetitions of one have their own."""
@@ -282,7 +291,7 @@ class LladaVSimple(LladaV):
         """
         rated: list[tuple[float, bool]] = []
         if any(len(request.args) != 6 for request in requests):
-            raise ValueError("acc_mutual_info needs likelihoods without a question, which LLaDA-V does not give; use acc")
+            raise ValueError("acc_mutual_info rates answers without their question, which is not supported; use acc")
         with tqdm(total=len(requests), desc="LLaDA-V", disable=self.rank != 0) as bar:
             for _, group in groupby(requests, key=lambda request: (self._arguments(request)[:3], request.args[0])):
                 same = list(group)
@@ -296,7 +305,7 @@ class LladaVSimple(LladaV):
         for request in requests:
             told = request.args[1]
             answers.append(str(told if isinstance(told, str) else told(self.task_dict[task][split][number])).strip())
-        assistant, chat = self.assistant, self._chat(requests[0], None)
+        assistant, chat = self.assistant, self._prompt(requests[0], None)[0]
         inputs = assistant.processor.apply_chat_template(
             load_videos(chat, assistant.processor.image_processor.max_video_frames),
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -305,9 +314,10 @@ class LladaVSimple(LladaV):
             **inputs, answers=answers, tokenizer=assistant.tokenizer, num_samples=self.samples,
             batch_size=self.batch_size, seed=self.seed,
         )  # fmt: skip
-        canvas = int(scores.num_tokens.max())
-        settings = {"max_new_tokens": canvas, "block_length": canvas, "max_denoising_steps": canvas, "temperature": 0.0}
-        written = assistant.model.generate(**inputs, return_dict_in_generate=True, **settings).answers[0]
+        canvas = dict.fromkeys(LENGTHS, int(scores.num_tokens.max()))
+        written = assistant.model.generate(**inputs, return_dict_in_generate=True, temperature=0.0, **canvas).answers[
+            0
+        ]
         said = assistant.tokenizer.decode(written, skip_special_tokens=True).strip()
         losses = (-scores.log_likelihoods_per_token).tolist()
         return [(loss, said == answer) for loss, answer in zip(losses, answers, strict=True)]

@@ -166,7 +166,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _sampling(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Tasks that decode greedily say so by `do_sample: false`, a temperature of 0, or both, and carry along a top_p."""
+    """Tasks that decode greedily say so by `do_sample: false`, a temperature of 0 or both, and may have a top_p."""
     temperature, sample = told["temperature"], told["do_sample"]
     if temperature is None and sample is None:
         return {}
