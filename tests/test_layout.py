@@ -320,6 +320,7 @@ MAY_IMPORT = {
         "processes",
         "prompt_view",
         "record_files",
+        "sources",
     },
     "paper_table": {"cards", "files", "lmms_eval_model", "lmms_eval_settings", "run_records", "sources"},
     "cli_paper_table": {"cli_console", "paper_table"},

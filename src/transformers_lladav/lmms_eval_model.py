@@ -26,6 +26,7 @@ from .presets_lladav import find_preset
 from .processes import Processes
 from .prompt_view import PromptViewer
 from .record_files import PICTURE_SUFFIXES, RecordError
+from .sources import is_hub_id
 
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
@@ -130,6 +131,9 @@ class LladaV(lmms):
         processes = Processes()
         self._rank, self._world_size = processes.rank, processes.count
         place = processes.device(device or "auto")
+        for source in filter(None, (pretrained, adapter)):
+            if not Path(source).is_dir() and not is_hub_id(source):
+                raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
         self._assistant: asking.Assistant | None = asking.load(
             pretrained, place, trust_remote_code, adapter, quantization, _known_dtype(dtype)
         )
@@ -184,7 +188,7 @@ class LladaV(lmms):
                     bar.update(len(window))
         return [GenerationResult(answers[number]) for number in range(len(requests))]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Not possible here: chats of lmms-eval are for answers in words.
 
         Raises:
@@ -275,27 +279,28 @@ class LladaVSimple(LladaV):
         parts = [{"type": _kind(item), "url": item} for item in seen]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": request.args[0]}]}]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Rate answers to questions.
 
         Args:
             requests: consecutive ones about a document are the answers to choose among.
 
         Returns:
-            For each the loss, -log p(answer and its end | prompt) over the number of tokens, since lmms-eval takes
-            the answer of the smallest value; and whether `generate` writes this answer, on a canvas that holds the
-            longest of those it is among.
+            For each a pair: the loss, -log p(answer and its end | prompt) over the number of tokens, since lmms-eval
+            takes the answer of the smallest value; and whether `generate` writes this answer, on a canvas that
+            holds the longest of those it is among.
 
         Raises:
             ValueError: if a picture cannot be read, or the task wants answers rated without their question.
         """
-        rated: list[tuple[float, bool]] = []
+        rated: list[GenerationResult] = []
         if any(len(request.args) != 6 for request in requests):
             raise ValueError("acc_mutual_info rates answers without their question, which is not supported; use acc")
         with tqdm(total=len(requests), desc="LLaDA-V", disable=self.rank != 0) as bar:
             for _, group in groupby(requests, key=lambda request: (self._arguments(request)[:3], request.args[0])):
                 same = list(group)
-                rated += self._rated(same)
+                # lmms-eval 0.7.3 makes text of every response but of what it finds in a GenerationResult.
+                rated += [GenerationResult(pair) for pair in self._rated(same)]
                 bar.update(len(same))
         return rated
 

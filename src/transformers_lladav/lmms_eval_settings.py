@@ -110,7 +110,8 @@ def settings_of_task(
     tag, source = None, "the task's own settings"
     if known is not None:
         paper_settings, tag, source = PRESETS[known].settings, PRESETS[known].tag, f"the paper's settings for {known}"
-        replaced = [f"{name}={value!r}" for name, value in base.items() if paper_settings.get(name, value) != value]
+        told = {name: value for name, value in base.items() if value is not None}
+        replaced = [f"{name}={value!r}" for name, value in told.items() if paper_settings.get(name) != value]
         missing += [f"{setting} of the task, in favour of the paper's" for setting in replaced]
         base = dict(paper_settings)
     if chosen is not None:
