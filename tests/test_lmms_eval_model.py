@@ -111,6 +111,7 @@ def test_tasks_of_the_paper_get_the_papers_settings_unless_the_user_says_otherwi
 
 def test_samples_do_not_depend_on_the_batch_and_repetitions_differ(scenes):
     folder, _, _ = scenes
+    some = {"repeats": 2, "limit": 4}
     drawn = [
         [
             sample["resps"][0]
@@ -121,7 +122,7 @@ def test_samples_do_not_depend_on_the_batch_and_repetitions_differ(scenes):
     assert drawn[0] == drawn[1]
     assert all(len(responses) == 2 for responses in drawn[0])
     assert any(one != two for one, two in drawn[0])
-    other = evaluate(folder, "scenes", "temperature=2.0,seed=1", batch_size=4, repeats=2, limit=4)[1]
+    other = evaluate(folder, "scenes", "temperature=2.0,seed=1", batch_size=4, **some)[1]
     assert [sample["resps"][0] for sample in other] != drawn[0]
 
 

@@ -7,6 +7,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -46,6 +47,12 @@ BATCHES_OF_A_WINDOW = 16  # pictures of so many batches are in memory at once
 _MEDIA = MediaFolder(Path(), allow_outside=True, allow_urls=True)
 
 
+@cache
+def _task_index(include_path: str | None) -> dict[str, Any]:
+    """What lmms-eval's tasks are called and where they are written down, in thousands of files."""
+    return TaskManager(include_path=include_path).task_index
+
+
 def find_tasks(names: Sequence[str], include_path: str | None = None) -> dict[str, dict[str, Any] | str]:
     """Look tasks up in the installed lmms-eval; nothing is downloaded.
 
@@ -58,7 +65,7 @@ def find_tasks(names: Sequence[str], include_path: str | None = None) -> dict[st
     """
     logger.disable("lmms_eval")  # it reports every file of its own that holds no task
     try:
-        index = TaskManager(include_path=include_path).task_index
+        index = _task_index(include_path)
         found: dict[str, dict[str, Any] | str] = {}
         for name in names:
             if name not in index:
