@@ -11,7 +11,6 @@ from lmms_tasks import KWARGS, RATED, SETTINGS, write_docs, write_task
 from transformers_lladav import asking
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make test installs it without its requirements")
-import datasets
 from lmms_eval import evaluator
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -44,7 +43,7 @@ def restrained(monkeypatch, tmp_path):
     """What lmms-eval changes for the whole process would reach other tests: locks that let everybody in, for one."""
     monkeypatch.setattr(evaluator, "_enable_reentrant_filelocks", lambda: None)
     monkeypatch.setattr(ssl.SSLContext, "_orig_reduce", True, raising=False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -230,6 +229,16 @@ def test_requests_keep_their_order_whatever_their_settings():
     requests = [request(task, parts, model, {"max_new_tokens": length}) for task, length in asked]
     together = [result.text for result in model.generate_until(requests)]
     assert together == [model.generate_until([one])[0].text for one in requests]
+
+
+def test_a_task_that_names_a_length_beyond_all_positions_is_answered(log):
+    model = LladaV(device="cpu", quantization="nf4")
+    assert is_quantized(model.assistant.model)
+    parts = [{"type": "text", "text": "How many shapes are there?"}]
+    (long,) = model.generate_until([request("mine", parts, model, {"max_new_tokens": 49152})])
+    (short,) = model.generate_until([request("mine", parts, model, {"max_new_tokens": 512})])
+    assert long.text == short.text != ""
+    assert "mine: not honoured: max_new_tokens=49152: a canvas has at most 512, half of the model's positions" in log
 
 
 def test_what_is_not_supported_says_what_is():

@@ -82,6 +82,15 @@ def test_what_the_loop_cannot_do_is_refused_or_reported():
     ]
 
 
+def test_a_canvas_stays_within_the_positions_unless_the_user_wants_more():
+    arguments, missing = translate_kwargs({"max_new_tokens": 49152}, 32, 8192)
+    assert arguments == {"max_new_tokens": 8192, "max_denoising_steps": None}
+    assert missing == ["max_new_tokens=49152: a canvas has at most 8192, half of the model's positions"]
+    assert translate_kwargs({"max_new_tokens": 49152}, None, 8192)[0]["max_new_tokens"] == 8192
+    asked = settings_of_task("mine", {"max_new_tokens": 49152}, {"max_new_tokens": 9000}, longest=8192)
+    assert asked.generation["max_new_tokens"] == 9000
+
+
 def test_the_user_wins():
     own = settings_of_task("mine", {"max_new_tokens": 20, "temperature": 0.5, "top_p": 0.9}, {"temperature": 0}, None)
     assert own.generation["temperature"] == 0

@@ -229,8 +229,8 @@ class LladaV(lmms):
         """The settings of a task, which the log is told when they are new."""
         model = self.assistant.model
         try:
-            block = model.generation_config.block_length
-            settings = settings_of_task(task, kwargs, self.given, self.preset, self.paper_settings, block)
+            lengths = (model.generation_config.block_length, model.config.text_config.max_position_embeddings // 2)
+            settings = settings_of_task(task, kwargs, self.given, self.preset, self.paper_settings, *lengths)
             resolve_generation(model, Asking(settings.generation))
         except ValueError as error:
             raise ValueError(f"{task}: {error}") from error

@@ -84,6 +84,7 @@ def settings_of_task(
     preset: str | None = None,
     paper: bool = True,
     block_length: int | None = None,
+    longest: int | None = None,
 ) -> TaskSettings:
     """How a task is answered: by the paper's settings or its own, changed by a preset, changed by what a user gave.
 
@@ -95,6 +96,7 @@ def settings_of_task(
         preset: settings by name, by the user; a tag of its own replaces the paper's.
         paper: whether the paper's settings apply to the tasks it has settings for.
         block_length: of the checkpoint; a length that the task asks for is rounded up to whole blocks.
+        longest: canvas that a task gets at most; a user may ask for more.
 
     Returns:
         The settings.
@@ -106,7 +108,7 @@ def settings_of_task(
     chosen = None if preset is None else find_preset(preset)
     known = TASK_PRESETS.get(task) if paper else None
     blocks = (chosen.settings if chosen else {}) | given
-    base, missing = translate_kwargs(kwargs, blocks.get("block_length") or block_length)
+    base, missing = translate_kwargs(kwargs, blocks.get("block_length") or block_length, longest)
     tag, source = None, "the task's own settings"
     if known is not None:
         paper_settings, tag, source = PRESETS[known].settings, PRESETS[known].tag, f"the paper's settings for {known}"
@@ -125,12 +127,16 @@ def settings_of_task(
     return TaskSettings(base, tag, source, tuple(missing))
 
 
-def translate_kwargs(kwargs: Mapping[str, Any], block_length: int | None) -> tuple[dict[str, Any], list[str]]:
+def translate_kwargs(
+    kwargs: Mapping[str, Any], block_length: int | None, longest: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """A task's `generation_kwargs` as arguments of `generate`.
 
     Args:
         kwargs: as the task has them; names of our settings are taken as they are.
         block_length: the canvas is a multiple of it; None for one block.
+        longest: tokens of the canvas at most. Tasks name lengths that are seldom reached, up to 49,152 tokens, and a
+            canvas is there as a whole from the start.
 
     Returns:
         The arguments, and what has none, in words.
@@ -154,8 +160,12 @@ def translate_kwargs(kwargs: Mapping[str, Any], block_length: int | None) -> tup
             raise ValueError(f"num_beams={value!r}: {HINTS['num_beams']}; pass --gen_kwargs num_beams=1")
         missing.append(f"{name}={value!r}" + (f": {HINTS[name]}" if name in HINTS else ""))
     if arguments.get("max_new_tokens"):
-        block = arguments.get("block_length") or block_length or arguments["max_new_tokens"]
-        arguments["max_new_tokens"] = -(-int(arguments["max_new_tokens"]) // block) * block
+        asked = int(arguments["max_new_tokens"])
+        allowed = min(asked, longest or asked)
+        block = arguments.get("block_length") or block_length or allowed
+        arguments["max_new_tokens"] = -(-allowed // block) * block
+        if allowed < asked:
+            missing.append(f"max_new_tokens={asked}: a canvas has at most {allowed}, half of the model's positions")
         arguments.setdefault("max_denoising_steps", None)  # a checkpoint's own belong to its own canvas
     return sampling | arguments, missing
 
