@@ -3,6 +3,7 @@
 import importlib
 import ssl
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -19,7 +20,9 @@ from loguru import logger
 
 from transformers_lladav.eval_tasks import append_text
 from transformers_lladav.lmms_eval_model import LladaV, LladaVSimple, _part
+from transformers_lladav.quantization import is_quantized
 
+SCENE = Path(__file__).parent.parent / "model_cards" / "assets" / "scene.png"
 CHOICES = "doc_to_choice: [red, green, blue, yellow]\nmetric_list: [{metric: acc}]\n"
 
 
@@ -191,11 +194,15 @@ def test_values_of_model_args_are_read():
         model.generate_until([request("mine", [{"type": "text", "text": "How many?"}], model)])
 
 
-def request(task, content, model, kwargs=None):
+def request(task, content, model, kwargs=None, document=0):
     """A request as lmms-eval makes it of a chat."""
-    model.task_dict[task] = {"test": [content]}
-    arguments = ("", lambda parts: [{"role": "user", "content": parts}], kwargs or {}, 0, task, "test")
-    return Instance("generate_until", arguments, 0, {"task": task, "doc_id": 0, "repeats": 1})
+    model.task_dict.setdefault(task, {"test": {}})["test"][document] = content
+    arguments = ("", lambda parts: [{"role": "user", "content": parts}], kwargs or {}, document, task, "test")
+    return Instance("generate_until", arguments, 0, {"task": task, "doc_id": document, "repeats": 1})
+
+
+def about_the_scene(question):
+    return [{"type": "image", "url": str(SCENE)}, {"type": "text", "text": question}]
 
 
 @pytest.mark.parametrize(
@@ -224,17 +231,21 @@ def test_parts_are_taken_as_the_processor_has_them(tmp_path):
 
 def test_requests_keep_their_order_whatever_their_settings():
     model = LladaV(device="cpu", batch_size=2)
-    asked = [("a", 8), ("b", 16), ("a", 16), ("a", 8)]
-    parts = [{"type": "text", "text": "How many shapes are there?"}]
-    requests = [request(task, parts, model, {"max_new_tokens": length}) for task, length in asked]
+    questions = ["How many shapes are there?", "Describe the picture.", "What is at the top left?"]
+    asked = [(task, length, question) for question in questions for task, length in (("a", 8), ("b", 16), ("a", 16))]
+    requests = [
+        request(task, about_the_scene(question), model, {"max_new_tokens": length}, number)
+        for number, (task, length, question) in enumerate(asked)
+    ]
     together = [result.text for result in model.generate_until(requests)]
     assert together == [model.generate_until([one])[0].text for one in requests]
+    assert len(set(together)) >= len(questions)
 
 
 def test_a_task_that_names_a_length_beyond_all_positions_is_answered(log):
     model = LladaV(device="cpu", quantization="nf4")
     assert is_quantized(model.assistant.model)
-    parts = [{"type": "text", "text": "How many shapes are there?"}]
+    parts = about_the_scene("How many shapes are there?")
     (long,) = model.generate_until([request("mine", parts, model, {"max_new_tokens": 49152})])
     (short,) = model.generate_until([request("mine", parts, model, {"max_new_tokens": 512})])
     assert long.text == short.text != ""
