@@ -5,6 +5,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 # Each test runs on one thread; two processes take half the time and 4 GB of memory.
 PYTEST_ARGS ?= -n 2 --dist worksteal
+# lmms-eval without its requirements, which do not go with the versions tested here, see pyproject.toml.
+LMMS_EVAL = 'lmms-eval>=0.7.3' 'pytablewriter>=1.2' DataProperty 'chardet<7' mbstrdecoder pathvalidate tabledata tcolorpy 'typepy<2'
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test lint types readme docs docs-serve clean
@@ -20,6 +22,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt --no-deps $(LMMS_EVAL)
 	@touch $@
 
 demo: $(VENV)/.run  ## Draw a fresh scene, ask the bundled checkpoint about it, save the picture with the answers.

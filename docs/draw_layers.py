@@ -16,6 +16,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "shipped beside weights": ("*_lladav",),
     "the bundled checkpoint": ("tiny_*", "train_tower", "twins"),
     "evaluation": ("eval_*",),
+    "lmms-eval": ("lmms_eval_*", "paper_table"),
     "many pictures": ("batch_*", "predicting"),
     "serving": ("answer_queue", "untrusted_pictures", "chat_requests", "server", "web", "web_*"),
     "answering": ("assistant", "asking", "chatting", "streaming", "recording*", "demo", "answering_memory"),

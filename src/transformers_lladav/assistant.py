@@ -110,6 +110,7 @@ def load(
     trust_remote_code: bool = False,
     adapter: str | Path | None = None,
     quantization: str | None = None,
+    dtype: str | None = None,
 ) -> Assistant:
     """Load a checkpoint, and an adapter beside it.
 
@@ -119,9 +120,10 @@ def load(
         trust_remote_code: run code that the checkpoint brings; not needed for LLaDA-V checkpoints.
         adapter: folder or Hub id of a PEFT adapter.
         quantization: hold the language model in fewer bits, in one of the ways of `QUANTIZATIONS`.
+        dtype: of the weights, such as "bfloat16"; by default theirs, and on a CPU float32.
 
     Returns:
-        Model and processor, the model in the dtype of its weights.
+        Model and processor.
 
     Raises:
         ImportError: if the library that quantises is not installed.
@@ -131,10 +133,10 @@ def load(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     # Half precision is slow on most CPUs, and a small model loses nothing in float32.
-    loading: dict[str, Any] = {"dtype": torch.float32 if device == "cpu" else "auto"}
+    loading: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")}
     if quantization is not None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        loading = {"dtype": dtype, "quantization_config": quantization_config(quantization, dtype, device)}
+        computing = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else torch.bfloat16
+        loading = {"dtype": computing, "quantization_config": quantization_config(quantization, computing, device)}
         loading["device_map"] = {"": device}
     if adapter is not None:
         name = _adapter_name(adapter)

@@ -22,6 +22,7 @@ from .cli_bench import bench
 from .cli_console import DeviceOption, JsonOption, ModelOption, err, loading, out
 from .cli_data import data_app
 from .cli_evaluation import evaluate
+from .cli_paper_table import paper_table
 from .cli_publishing import push
 from .cli_serving import serve, web
 from .cli_tiny import tiny
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 for command in (ask, chat, score, web, serve, batch, merge, push, bench):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("paper-table")(paper_table)
 
 
 def main() -> None:
