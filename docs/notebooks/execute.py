@@ -74,7 +74,8 @@ def normalise(notebook: Any) -> list[str]:
         notes += [output.text for output in cell.outputs if output.get("name") == "stderr"]
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
-            output.pop("transient", None)
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)  # IPython stores pictures in both
             if "execution_count" in output:
                 output.execution_count = number + 1
             if "text/plain" in output.get("data", {}):
