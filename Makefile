@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types readme clean
+.PHONY: help demo test lint types readme notebook clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ types: $(VENV)/.dev  ## Check types.
 readme: $(VENV)/.dev  ## Render the tables of the README and the bundled model card from the result files.
 	$(VENV)/bin/python model_cards/render_readme.py
 	$(VENV)/bin/python model_cards/render_card.py
+
+notebook: $(VENV)/.dev  ## Execute the notebook again, in place.
+	$(VENV)/bin/python docs/notebooks/execute_notebook.py
 
 clean:  ## Remove the environment and everything generated.
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache

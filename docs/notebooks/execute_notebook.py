@@ -1,7 +1,7 @@
 """Execute a notebook again, and keep nothing in it that changes with time or place.
 
 pip install 'transformers_lladav[notebook]'
-python docs/notebooks/execute.py [NOTEBOOK]
+python docs/notebooks/execute_notebook.py [NOTEBOOK]
 
 The kernel runs in an empty folder, on one thread and without the Hub: a notebook that needs
 the repository fails here, and results do not depend on how many cores there are.
@@ -33,7 +33,7 @@ def execute(notebook: Any, folder: Path) -> Any:
 
     Args:
         notebook: as `nbformat.read` gives it; it gets the outputs.
-        folder: where the kernel runs; settings of its libraries are kept there too.
+        folder: where the kernel runs.
 
     Returns:
         The notebook.
@@ -41,7 +41,6 @@ def execute(notebook: Any, folder: Path) -> Any:
     Raises:
         CellExecutionError: at the first cell that fails, with its traceback.
     """
-    private = {name: str(folder / name.lower()) for name in FOLDERS}
     client = NotebookClient(
         notebook,
         timeout=SECONDS_PER_CELL,
@@ -50,7 +49,9 @@ def execute(notebook: Any, folder: Path) -> Any:
         coalesce_streams=True,  # how often a print was flushed is no part of a result
         record_timing=False,
     )
-    client.execute(env=os.environ | ENVIRONMENT | private)
+    with tempfile.TemporaryDirectory() as settings:
+        private = {name: str(Path(settings) / name) for name in FOLDERS}
+        client.execute(env=os.environ | ENVIRONMENT | private)
     return notebook
 
 
