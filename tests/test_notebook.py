@@ -8,15 +8,17 @@ import re
 import socket
 from pathlib import Path
 
+import execute_notebook
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-import execute_notebook
-
 TOUR = execute_notebook.TOUR
 LARGEST = 1_500_000  # bytes
+# Right answers that another processor may have fewer, because after some steps its last digits are another draw of the
+# noise: of the 48 that the notebook has, six other seeds left 39 to 48, and 43 to 45 of its 47 colours.
+SPREAD = 9
 COMMITTED = nbformat.read(TOUR, as_version=4)
 CODE = {cell.id: cell for cell in COMMITTED.cells if cell.cell_type == "code"}
 # What training gives depends on the last digits, in which processors differ; everything else does not.
@@ -107,17 +109,19 @@ def test_the_page_plays_the_same_steps(executed):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_cells_after_training_show_the_same_kinds_of_output(name, executed):
-    kinds = [[sorted(output.get("data", {"stream": ""})) for output in cells[name].outputs] for cells in (executed, CODE)]
+    kinds = [
+        [sorted(output.get("data", {"stream": ""})) for output in cells[name].outputs] for cells in (executed, CODE)
+    ]
     assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize("kind", ["corners", "colours"])
 def test_fifty_steps_teach_corners_and_keep_colours(kind, executed):
-    """As many right as committed, but for what rounding changes, and more than chance gives one who does not look."""
+    """As many right as committed, but for luck, and more than luck gives to one who does not look at the pictures."""
     count, questions = right(executed["after"], f"{kind}, right after")
     committed, of = right(CODE["after"], f"{kind}, right after")
     assert questions == of == 48
-    assert count >= committed - ROUNDING
+    assert count >= committed - SPREAD
     blind, _ = right(CODE["before"], 'corners, right by always saying "none"')
     spread = math.sqrt(blind * (1 - blind / questions))
     assert count > blind + 3 * spread
@@ -183,12 +187,17 @@ def test_a_notebook_is_executed_in_place_elsewhere(tmp_path, capsys):
 def test_what_changes_with_time_and_place_is_taken_out():
     pictures = new_output("display_data", {"image/png": "a", "image/jpeg": "b", "text/plain": "c"})
     result = new_output("execute_result", {"text/plain": "d"}, execution_count=7)
-    cell = new_code_cell("x", execution_count=7, outputs=[new_output("stream", name="stderr", text="w"), pictures, result])
+    cell = new_code_cell(
+        "x", execution_count=7, outputs=[new_output("stream", name="stderr", text="w"), pictures, result]
+    )
     cell.metadata = nbformat.NotebookNode({"tags": ["trained"], "execution": {"iopub.status.busy": "2000-01-01"}})
     notebook = new_notebook(cells=[new_markdown_cell("t", metadata={"a": 1}), cell])
     notebook.metadata["kernelspec"] = {"name": "mine", "display_name": "Mine", "path": str(Path.home())}
     assert execute_notebook.normalise(notebook) == ["w"]
     assert notebook.metadata == execute_notebook.METADATA
     assert [dict(cell.metadata) for cell in notebook.cells] == [{}, {"tags": ["trained"]}]
-    assert [output.get("data") for output in cell.outputs] == [{"image/png": "a", "text/plain": "c"}, {"text/plain": "d"}]
+    assert [output.get("data") for output in cell.outputs] == [
+        {"image/png": "a", "text/plain": "c"},
+        {"text/plain": "d"},
+    ]
     assert (cell.execution_count, cell.outputs[1].execution_count) == (1, 1)
