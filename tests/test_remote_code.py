@@ -1,7 +1,7 @@
 """A converted folder without the package: its own code gives the same classes, logits and answers.
 
 Run as a script, this file is the other side: a process in which `transformers_lladav` cannot be imported. It loads
-folders with `trust_remote_code=True`, writes what it got into another, and the tests compare that with the package: the
+folders with `trust_remote_code=True` and writes down what it got, and the tests compare that with the package: the
 official tiny model for logits, and the bundled checkpoint for answers that mean something.
 """
 
