@@ -39,6 +39,11 @@ def shown(cell):
     return "".join(texts)
 
 
+def kinds(cell):
+    """The forms of a cell's outputs."""
+    return [sorted(output.get("data", ["text"])) for output in cell.outputs]
+
+
 def recorded(cell):
     """What the page in a frame plays: each piece with the step that wrote it."""
     (output,) = cell.outputs
@@ -75,9 +80,9 @@ def executed(folder):
 
 def test_every_cell_has_an_output_and_none_an_error():
     for name, cell in CODE.items():
-        kinds = {output.output_type for output in cell.outputs}
-        assert kinds, name
-        assert kinds <= {"stream", "display_data", "execute_result"}, name
+        types = {output.output_type for output in cell.outputs}
+        assert types, name
+        assert types <= {"stream", "display_data", "execute_result"}, name
 
 
 def test_the_committed_notebook_is_normal_small_and_of_no_machine():
@@ -116,11 +121,7 @@ def test_fifty_steps_teach_corners_and_keep_colours(executed):
         assert asked == of == questions == 48
         assert min(count, committed) > by_luck
         assert count >= committed - SPREAD
-    for name in TRAINED:
-        kinds = [
-            [sorted(output.get("data", ["text"])) for output in cells[name].outputs] for cells in (executed, CODE)
-        ]
-        assert kinds[0] == kinds[1]
+    assert {name: kinds(executed[name]) for name in TRAINED} == {name: kinds(CODE[name]) for name in TRAINED}
     steps, best = map(int, re.search(r"(\d+) steps, the best one is step (\d+)", shown(executed["train"])).groups())
     assert steps == 50
     assert best in range(10, 51, 10)
