@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 LMMS_EVAL = 'lmms-eval>=0.7.3' 'pytablewriter>=1.2' DataProperty 'chardet<7' mbstrdecoder pathvalidate tabledata tcolorpy 'typepy<2'
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types readme docs docs-serve clean
+.PHONY: help demo test lint types readme docs docs-serve notebook clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ docs: $(VENV)/.dev  ## Build the site into site/; a broken link is an error.
 
 docs-serve: $(VENV)/.dev  ## Show the site while its pages are written.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve -f docs/mkdocs.yml
+
+notebook: $(VENV)/.dev  ## Execute the notebook again, in place.
+	$(VENV)/bin/python docs/notebooks/execute_notebook.py
 
 clean:  ## Remove the environment and everything generated.
 	rm -rf $(VENV) demo_out runs site .pytest_cache .mypy_cache .ruff_cache

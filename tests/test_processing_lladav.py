@@ -796,3 +796,14 @@ def test_a_chat_that_cannot_be_infilled_is_refused(messages, error, batched, pro
 def test_infilling_closes_the_last_message(name, processor):
     with pytest.raises(ValueError, match=f"{name}=True does not go with a closed last message; leave it out"):
         processor.infilling_inputs(answered("string", "[MASK:1]"), **{name: True})
+
+
+def test_a_dtype_is_for_models(tmp_path):
+    """`pipeline(..., dtype=...)` loads the processor with it, and what was loaded can be saved all the same."""
+    loaded = AutoProcessor.from_pretrained(BUNDLED_CHECKPOINT, dtype=torch.bfloat16, torch_dtype=torch.bfloat16)
+    assert not {"dtype", "torch_dtype"} & set(loaded.tokenizer.init_kwargs)
+    loaded.save_pretrained(tmp_path)
+    saved, plain = AutoProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(BUNDLED_CHECKPOINT)
+    assert saved.image_processor.size == plain.image_processor.size
+    chat = [{"role": "user", "content": "Describe the picture."}]
+    assert saved.apply_chat_template(chat, tokenize=True) == plain.apply_chat_template(chat, tokenize=True)

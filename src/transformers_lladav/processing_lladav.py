@@ -88,6 +88,8 @@ class LladaVProcessor(ProcessorMixin):
             OfficialCheckpointError: if an official configuration cannot be translated, or the tokenizer has other ids
                 than it assumes.
         """
+        # `pipeline` hands the model's dtype to every part; a tokenizer would keep it and could not be saved any more.
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         parts = load_parts(pretrained_model_name_or_path, vision_config, **kwargs)
         if parts is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
