@@ -19,13 +19,14 @@ from draw_layers import draw_areas, draw_shipped  # noqa: E402
 log = logging.getLogger("mkdocs.hooks.lladav")
 
 FIGURES = (ROOT / "model_cards" / "assets", ROOT / "src" / "transformers_lladav" / "bundled_checkpoint")
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 FIGURE_SUFFIXES = (".png", ".gif")
 # Drawn in no time from a table of names; the others need torch, or a checkpoint, and lie in `drawings/`.
 DRAWN_NOW = {"areas": draw_areas, "shipped": draw_shipped}
 
 
 def on_files(files: Files, config: Any, **others: Any) -> Files:
-    """Let pages link figures as `figures/NAME`, from where the results' own scripts put them.
+    """Let pages link figures as `figures/NAME`, from where the results' own scripts put them, and notebooks.
 
     Args:
         files: of the site.
@@ -33,8 +34,10 @@ def on_files(files: Files, config: Any, **others: Any) -> Files:
         **others: unused.
 
     Returns:
-        The files with the figures.
+        The files with the figures and notebooks.
     """
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
     for folder in FIGURES:
         for path in sorted(folder.iterdir()):
             if path.suffix in FIGURE_SUFFIXES:

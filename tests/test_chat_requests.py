@@ -3,9 +3,11 @@
 import base64
 import http.server
 import io
+import re
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from transformers_lladav import asking
-from transformers_lladav.chat_requests import ChatRequest, Limits, RequestError, read_messages, read_settings
+from transformers_lladav.chat_requests import SETTINGS, ChatRequest, Limits, RequestError, read_messages, read_settings
 from transformers_lladav.eval_asking import Asking
 
 TILE = 32
@@ -156,6 +158,14 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(assistant, fields, p
 def test_malformed_requests_are_no_requests(fields):
     with pytest.raises(ValidationError):
         request(**fields)
+
+
+def test_the_site_names_every_setting_that_a_request_may_carry():
+    page = (Path(__file__).parent.parent / "docs" / "pages" / "applications" / "server.md").read_text()
+    told = set(re.findall(r"`(\w+)`", page.partition("Settings of the loop")[2].partition("Everything else")[0]))
+    assert told == set(SETTINGS)
+    fields = page.partition("| field |")[2].partition("Settings of the loop")[0]
+    assert set(ChatRequest.model_fields) - {"model"} <= set(re.findall(r"`(\w+)`", fields))
 
 
 # Messages and pictures

@@ -1,11 +1,13 @@
 """`lladav serve`: the command as it is started, its options, and what it says when it cannot start."""
 
+import inspect
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import openai
 import pytest
@@ -170,3 +172,14 @@ def test_an_open_page_and_bad_names_are_told(web_command, tmp_path):
     (tmp_path / "b" / "same").mkdir(parents=True)
     result, _, _ = web_command("--adapter", tmp_path / "a" / "same", "--adapter", tmp_path / "b" / "same")
     assert "have the same name; rename one of the folders" in str(result.exception)
+
+
+@pytest.mark.parametrize(("page", "command"), [("server", serve), ("page", web)])
+def test_the_site_tells_the_defaults_as_they_are(page, command):
+    text = (Path(__file__).parent.parent / "docs" / "pages" / "applications" / f"{page}.md").read_text()
+    rows = re.findall(r"^\|[^|]+\| `--([\w-]+)` \| (\d+) \|", text, re.MULTILINE)
+    parameters = inspect.signature(command).parameters
+    assert len(rows) >= 5
+    assert {option: float(told) for option, told in rows} == {
+        option: parameters[option.replace("-", "_")].default for option, _ in rows
+    }
