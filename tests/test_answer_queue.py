@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -188,6 +189,30 @@ def test_one_bad_request_spoils_no_batch(assistant, picture, make_queue, batches
     assert str(bad.wait().error) == "the picture is broken"
     assert text(assistant, good.wait()) == asking.ask(assistant, picture, QUESTIONS[0]).text
     assert text(assistant, also.wait()) == asking.ask(assistant, picture, QUESTIONS[2]).text
+
+
+def test_what_is_too_much_for_memory_together_is_answered_one_by_one(assistant, picture, make_queue, monkeypatch):
+    generate, held = assistant.model.generate, []
+
+    class Tensor:
+        """Stands for one that takes memory for as long as something refers to it."""
+
+    def small_memory(**inputs):
+        tensor = Tensor()
+        assert not any(earlier() for earlier in held), "the batch that failed is still in memory"
+        held.append(weakref.ref(tensor))
+        if len(inputs["input_ids"]) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(assistant.model, "generate", small_memory)
+    queue = make_queue()
+    gate = Gate(queue, picture)
+    callers = [Caller(queue, ask(picture, question)) for question in QUESTIONS]
+    gate.open()
+    answers = [text(assistant, caller.wait()) for caller in callers]
+    monkeypatch.undo()
+    assert answers == [asking.ask(assistant, picture, question).text for question in QUESTIONS]
 
 
 def test_what_breaks_a_rule_ends_with_its_reason(picture, make_queue):

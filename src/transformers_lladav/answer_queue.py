@@ -188,20 +188,28 @@ class AnswerQueue:
                 self._news.wait()
 
     def _answer(self, batch: list[Ticket]) -> None:
+        error = self._failure(batch)
+        if error is None:
+            return
+        if len(batch) == 1:
+            batch[0].tell(error=error)
+            return
+        # One of them breaks a rule, or together they take too much memory.
+        for ticket in batch:
+            if not ticket.cancelled:
+                self._answer([ticket])
+
+    def _failure(self, batch: list[Ticket]) -> Exception | None:
+        """Answer requests; gives what went wrong, without its trace, which would keep the tensors of the batch."""
         try:
             self._generate(batch)
         except _Abandoned:
-            return
+            return None
         except Exception as error:
-            if len(batch) == 1:
-                if not isinstance(error, ValueError | TypeError):
-                    logger.exception("A request failed")
-                batch[0].tell(error=error)
-                return
-            # One of them breaks a rule, or together they take too much memory.
-            for ticket in batch:
-                if not ticket.cancelled:
-                    self._answer([ticket])
+            if len(batch) == 1 and not isinstance(error, ValueError | TypeError):
+                logger.exception("A request failed")
+            return error.with_traceback(None)
+        return None
 
     def _generate(self, batch: list[Ticket]) -> None:
         """Answer requests with the same settings."""
