@@ -7,6 +7,8 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 # lmms-eval without its requirements, which do not go with the versions tested here, see pyproject.toml.
 LMMS_EVAL = 'lmms-eval>=0.7.3' 'pytablewriter>=1.2' DataProperty 'chardet<7' mbstrdecoder pathvalidate tabledata tcolorpy 'typepy<2'
+# gradio likewise.
+GRADIO = 'gradio>=6' gradio-client groovy hf-gradio safehttpx
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test lint types readme docs docs-serve notebook clean
@@ -22,7 +24,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
-	$(PIP) install -q $(PIP_ARGS) -c constraints.txt --no-deps $(LMMS_EVAL)
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt --no-deps $(LMMS_EVAL) $(GRADIO)
 	@touch $@
 
 demo: $(VENV)/.run  ## Draw a fresh scene, ask the bundled checkpoint about it, save the picture with the answers.

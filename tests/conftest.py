@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import ImageFile
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 import parity
@@ -75,6 +76,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
     if path := os.environ.get("LLADAV_PARITY_REPORT"):
         Path(path).write_text(json.dumps(report.as_json(), indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def _whole_pictures_only() -> None:
+    """lmms-eval, once imported, lets Pillow take pictures that are cut off, in the whole process."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def test_the_model_sees_the_history(chat, monkeypatch):
     monkeypatch.setattr(
         chat.assistant.processor,
         "apply_chat_template",
-        lambda messages, **kw: seen.append(messages) or template(messages, **kw),
+        lambda chats, **kw: seen.extend(chats) or template(chats, **kw),
     )
     first = chat.send("How many shapes are there?").text
     chat.send("Describe the picture.")

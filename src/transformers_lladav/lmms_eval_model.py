@@ -75,6 +75,8 @@ def find_tasks(names: Sequence[str], include_path: str | None = None) -> dict[st
                 found[name] = load_yaml_config(index[name]["yaml_path"], mode="full")
             except ImportError as error:
                 found[name] = f"the task {name!r} needs a package: {error}"
+            except Exception as error:  # a task is a program, which may want keys and files before it says anything
+                found[name] = f"the task {name!r} cannot be loaded: {error}"
         return found
     finally:
         logger.enable("lmms_eval")
