@@ -266,7 +266,10 @@ def web():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             found = {"/small.png": small, "/large.png": large}.get(self.path)
-            self.send_response(200 if found else 404)
+            leads = {"/ftp": "ftp://127.0.0.1/x", "/file": "file:///etc/passwd", "/moved": "/small.png"}.get(self.path)
+            self.send_response(302 if leads else 200 if found else 404)
+            if leads:
+                self.send_header("Location", leads)
             self.end_headers()
             self.wfile.write(found or b"")
 
@@ -284,9 +287,21 @@ def test_urls_are_fetched_where_that_is_switched_on(web):
     limits = Limits(allow_urls=True, picture_bytes=1000)
     (message,) = read_messages(showing(f"{web}/small.png"), limits, TILE)()
     assert message["content"][0]["image"].size == (8, 8)
-    with pytest.raises(RequestError, match=r"1,001 bytes or more, and 1,000 are allowed"):
+    with pytest.raises(RequestError, match=r"5,000 bytes or more, and 1,000 are allowed"):
         read_messages(showing(f"{web}/large.png"), limits, TILE)
     with pytest.raises(RequestError, match=r"cannot be fetched from .*404"):
         read_messages(showing(f"{web}/none.png"), limits, TILE)
     with pytest.raises(RequestError, match="files of this machine"):
         read_messages(showing("ftp://127.0.0.1/x"), limits, TILE)
+    assert read_messages(showing(f"{web}/moved"), limits, TILE)()[0]["content"][0]["image"].size == (8, 8)
+    for path in ("ftp", "file"):
+        with pytest.raises(RequestError, match="cannot be fetched from"):
+            read_messages(showing(f"{web}/{path}"), limits, TILE)
+
+
+def test_a_picture_that_trickles_in_is_given_up(web, monkeypatch):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr("transformers_lladav.chat_requests.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("transformers_lladav.chat_requests.READ_BYTES", 1)
+    with pytest.raises(RequestError, match="it took longer than 10 s"):
+        read_messages(showing(f"{web}/small.png"), Limits(allow_urls=True), TILE)

@@ -7,12 +7,13 @@ honoured, is refused with the reason; nothing that a request names is opened or 
 import base64
 import binascii
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Literal
-from urllib.request import Request as UrlRequest
-from urllib.request import urlopen
+from urllib import request as urls
 
 from PIL import Image
 
@@ -26,7 +27,7 @@ try:
 except ImportError as error:
     raise ImportError("the server needs FastAPI: pip install 'transformers_lladav[serve]'") from error
 
-FETCH_SECONDS = 10
+FETCH_SECONDS, READ_BYTES = 10, 2**16
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 # Fields of the format that a client may send if they ask for nothing: name -> (harmless values, why not others).
@@ -53,6 +54,15 @@ SETTINGS = (
     "guidance_scale", "stability_threshold", "confidence_threshold", "prompt_refresh_interval", "use_cache",
     "live_prompt_length", "no_repeat_ngram_size",
 )  # fmt: skip
+
+
+# Nothing but http and https, also where an answer leads elsewhere.
+_OPENER = urls.OpenerDirector()
+for _handler in (
+    urls.HTTPHandler, urls.HTTPSHandler, urls.HTTPRedirectHandler, urls.HTTPErrorProcessor,
+    urls.HTTPDefaultErrorHandler, urls.UnknownHandler,
+):  # fmt: skip
+    _OPENER.add_handler(_handler())
 
 
 class RequestError(ValueError):
@@ -354,14 +364,18 @@ class _Encoded:
         return self._fetch(url, shown)
 
     def _fetch(self, url: str, shown: str) -> bytes:
+        content, end = bytearray(), time.monotonic() + FETCH_SECONDS
         try:
-            with urlopen(UrlRequest(url, headers={"User-Agent": "lladav"}), timeout=FETCH_SECONDS) as answer:
-                content: bytes = answer.read(self.limits.picture_bytes + 1)
-        except (OSError, ValueError) as error:
+            with _OPENER.open(urls.Request(url, headers={"User-Agent": "lladav"}), timeout=FETCH_SECONDS) as answer:
+                while len(content) <= self.limits.picture_bytes and (part := answer.read1(READ_BYTES)):
+                    content += part
+                    if time.monotonic() > end:
+                        raise TimeoutError(f"it took longer than {FETCH_SECONDS} s")
+        except (OSError, ValueError, HTTPException) as error:
             raise RequestError(f"{self.name} cannot be fetched from {shown!r}: {error}", "messages") from error
         if len(content) > self.limits.picture_bytes:
             raise self._too_large(len(content))
-        return content
+        return bytes(content)
 
     def _too_large(self, size: int) -> RequestError:
         return RequestError(
