@@ -521,9 +521,18 @@ def test_every_module_has_its_test_file(module):
 def test_public_names_are_documented(module):
     parsed = tree(module)
     assert ast.get_docstring(parsed), f"{module} does not say what it is for"
-    for node in parsed.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            decorators = [ast.unparse(item) for item in node.decorator_list]
-            generated = any(item.startswith("auto_docstring") for item in decorators)
-            described = node.name == "root" or node.name.endswith("Kwargs")
-            assert ast.get_docstring(node) or generated or described, f"{module}.{node.name} has no docstring"
+    public = [node for node in parsed.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    public += [
+        item
+        for node in public
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for node in public:
+        if node.name.startswith("_"):
+            continue
+        decorators = [ast.unparse(item) for item in node.decorator_list]
+        generated = any(item.startswith("auto_docstring") or item.endswith(".setter") for item in decorators)
+        described = node.name == "root" or node.name.endswith("Kwargs")
+        assert ast.get_docstring(node) or generated or described, f"{module}.{node.name} has no docstring"

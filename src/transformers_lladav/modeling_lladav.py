@@ -41,6 +41,7 @@ class LladaVMultiModalProjector(nn.Module):
         self.linear_2 = nn.Linear(text_size, text_size, bias=config.multimodal_projector_bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., vision hidden size) features of the tower to (..., text hidden size)."""
         return self.linear_2(self.act(self.linear_1(features)))
 
 
@@ -59,9 +60,11 @@ class LladaVModel(LladaVPreTrainedModel):
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the language model."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of the language model."""
         self.language_model.set_input_embeddings(value)
 
     def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -298,12 +301,15 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, Lla
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the language model."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of the language model."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The head."""
         return self.lm_head
 
     def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:

@@ -68,6 +68,7 @@ class SampleDraws:
         self.generators = generators
 
     def tokens(self, rows: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """(rows that are true, vocabulary) float64 uniforms, those of a sample from its own generator."""
         draws = [
             torch.rand(int(row.sum()), vocabulary, dtype=torch.float64, generator=generator, device=generator.device)
             for row, generator in zip(rows, self.generators, strict=True)
@@ -75,6 +76,7 @@ class SampleDraws:
         return torch.cat(draws).to(rows.device)
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
+        """(batch, block) uniforms at true positions, those of a sample from its own generator; 0 elsewhere."""
         draws = [
             torch.rand(int(row.sum()), generator=generator, device=generator.device)
             for row, generator in zip(rows, self.generators, strict=True)
@@ -94,11 +96,13 @@ class OfficialDraws:
         return draws[:, self.block_start : self.block_start + width]
 
     def tokens(self, rows: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """(rows that are true, vocabulary) float64 uniforms, out of a draw for the whole sequence."""
         shape = (1, self.length, vocabulary)
         draws = torch.rand(shape, dtype=torch.float64, generator=self.generator, device=rows.device)
         return self._block(rows.shape[1], draws)[rows]
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
+        """(1, block) uniforms, out of a draw for the whole sequence."""
         draws = torch.rand(1, self.length, generator=self.generator, device=rows.device)
         return self._block(rows.shape[1], draws)
 

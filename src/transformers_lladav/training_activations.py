@@ -96,10 +96,12 @@ class Activations:
 
     @property
     def language_reached(self) -> bool:
+        """Whether gradients go through the language model."""
         return bool(self.reached - {"head"})
 
     @property
     def vision_reached(self) -> bool:
+        """Whether gradients reach the tower."""
         return "vision_tower" in self.reached
 
     def stream(self, part: str) -> int:
@@ -125,6 +127,7 @@ class Activations:
         return size
 
     def adapter_activations(self, layer: Linear) -> int:
+        """What the adapter of a layer keeps."""
         lora = self.recipe.lora
         assert lora is not None
         return self.entry * layer.tokens * (lora.rank + (2 * layer.outside if lora.dora else 0))
@@ -144,6 +147,7 @@ class Activations:
         return norms + attention + mlp + self.kept_inputs(f"model.language_model.layers.{index}.")
 
     def language_activations(self) -> int:
+        """What the language model keeps, the loss included."""
         text, stream = self.text, self.stream("language_model")
         entries = self.tokens * text.hidden_size
         size = entries * stream + 12 * self.tokens  # what the loss reads, with positions and weights
@@ -169,6 +173,7 @@ class Activations:
         return norms + attention + mlp + self.kept_inputs(f"model.vision_tower.encoder.layers.{index}.")
 
     def vision_activations(self) -> int:
+        """What the tower and the projector keep."""
         size = 0
         if self.vision_reached or "projector" in self.reached:
             size += self.entry * self.patches * self.text.hidden_size  # what the projector's GELU reads
