@@ -11,7 +11,7 @@ LMMS_EVAL = 'lmms-eval>=0.7.3' 'pytablewriter>=1.2' DataProperty 'chardet<7' mbs
 GRADIO = 'gradio>=6' gradio-client groovy hf-gradio safehttpx
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types readme docs docs-serve notebook clean
+.PHONY: help demo test lint types readme docs docs-serve notebook release clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,5 +53,12 @@ docs-serve: $(VENV)/.dev  ## Show the site while its pages are written.
 notebook: $(VENV)/.dev  ## Execute the notebook again, in place.
 	$(VENV)/bin/python docs/notebooks/execute_notebook.py
 
+release: $(VENV)/.dev  ## Build wheel and source archive into dist/, with a list of what was tested; audit that list.
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[release]'
+	rm -rf dist
+	$(VENV)/bin/python -m hatchling build -d dist
+	$(VENV)/bin/cyclonedx-py environment --of JSON -o dist/sbom.json $(VENV)/bin/python
+	$(VENV)/bin/pip-audit -r constraints.txt --no-deps --disable-pip
+
 clean:  ## Remove the environment and everything generated.
-	rm -rf $(VENV) demo_out runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_out runs site dist .pytest_cache .mypy_cache .ruff_cache
