@@ -19,6 +19,9 @@ from .cli_evaluation import SetOption, generation_settings
 MEGABYTE = 2**20
 
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")]
+FileSizeOption = Annotated[int, typer.Option(min=1, help="Size of a picture file.")]
+PixelsOption = Annotated[float, typer.Option(min=0.01, help="Size of a picture, decoded.")]
 KeyOption = Annotated[
     str | None, typer.Option(envvar="LLADAV_API_KEY", show_envvar=True, help="What clients must send as bearer.")
 ]
@@ -32,7 +35,7 @@ def serve(
     adapter: AdapterOption = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; the folder's name.")] = None,
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    port: PortOption = 8000,
     api_key: KeyOption = None,
     allowed_host: HostsOption = [],  # noqa: B006
     preset: PresetOption = None,
@@ -42,8 +45,8 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a request, waiting included.")] = 300,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of a request.")] = 512,
     max_pictures: Annotated[int, typer.Option(min=0, help="Pictures of a request.")] = 8,
-    max_picture_mb: Annotated[int, typer.Option(min=1, help="Size of a picture file.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of a picture, decoded.")] = 40,
+    max_picture_mb: FileSizeOption = 20,
+    max_megapixels: PixelsOption = 40,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures that requests name by URL, from the server's network.")
     ] = False,
@@ -86,7 +89,7 @@ def web(
         list[str], typer.Option(metavar="DIR", help="A LoRA adapter that visitors may switch on; repeatable.")
     ] = [],  # noqa: B006
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 7860,
+    port: PortOption = 7860,
     auth: Annotated[
         str | None,
         typer.Option(
@@ -94,8 +97,8 @@ def web(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    max_picture_mb: Annotated[int, typer.Option(min=1, help="Size of a picture file.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of a picture, decoded.")] = 40,
+    max_picture_mb: FileSizeOption = 20,
+    max_megapixels: PixelsOption = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered together.")] = 8,
     waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 32,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer, waiting included.")] = 120,
