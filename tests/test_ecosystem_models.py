@@ -1,49 +1,26 @@
 """The tests that every model and configuration of transformers has to pass, on ours."""
 
 import unittest
+from unittest import mock
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import ecosystem
 from conftest import tiny_config
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVTextConfig
 from transformers_lladav.modeling_lladav import LladaVModel
-from transformers_lladav.modeling_text_lladav import LladaVTextModel
+from transformers_lladav.modeling_text_lladav import LladaVPreTrainedModel, LladaVTextModel
 
 common = ecosystem.load("transformers", "test_modeling_common")
 configurations = ecosystem.load("transformers", "test_configuration_common")
 training = ecosystem.load("transformers", "test_training_mixin")
 
 TILE_TOKENS = 17  # 4 x 4 patches and a newline
-
-
-class ModelTester:
-    """A tiny model, and samples of a picture of one tile and some text."""
-
-    batch_size = 3
-    seq_length = TILE_TOKENS + 7
-    is_training = True
-    num_hidden_layers = 2
-
-    def __init__(self, parent):
-        self.parent = parent
-
-    def get_config(self):
-        return tiny_config()
-
-    def prepare_config_and_inputs_for_common(self):
-        config = self.get_config()
-        input_ids = common.ids_tensor([self.batch_size, self.seq_length], config.output_vocab_size - 5) + 4
-        input_ids[:, 1 : 1 + TILE_TOKENS] = config.image_token_id
-        side = config.vision_config.image_size
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": common.floats_tensor([self.batch_size, 3, side, side]),
-            "image_sizes": torch.full((self.batch_size, 2), side),
-        }
-        return config, inputs
+IMAGE, VIDEO, MASK = 5, 6, 7  # low ids, which stay in the vocabulary when a test makes that smaller
+FIRST_WORD = 20  # as high as the training test's words go
+IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "mask_token_id": MASK, "suppressed_token_ids": []}
 
 
 class TextModelTester:
@@ -52,39 +29,119 @@ class TextModelTester:
     batch_size = 3
     seq_length = 7
     is_training = True
+    base_model_class = LladaVTextModel
     num_hidden_layers = 2
+    num_attention_heads = 4
+    hidden_size = 32
 
     def __init__(self, parent):
         self.parent = parent
 
     def get_config(self):
-        return tiny_config().text_config
+        return tiny_config(**IDS).text_config
+
+    def words(self):
+        return FIRST_WORD + common.ids_tensor([self.batch_size, self.seq_length], 50)
 
     def prepare_config_and_inputs_for_common(self):
-        config = self.get_config()
-        input_ids = common.ids_tensor([self.batch_size, self.seq_length], config.vocab_size - 1) + 1
-        return config, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        words = self.words()
+        return self.get_config(), {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
-class TestModels(common.ModelTesterMixin, unittest.TestCase):
+class ModelTester(TextModelTester):
+    """A tiny model, and samples of a picture of one tile and some text."""
+
+    seq_length = TILE_TOKENS + 7
+    base_model_class = LladaVModel
+
+    def get_config(self):
+        return tiny_config(**IDS)
+
+    def prepare_config_and_inputs_for_common(self):
+        config, words = self.get_config(), self.words()
+        words[:, 1 : 1 + TILE_TOKENS] = IMAGE
+        side = config.vision_config.image_size
+        inputs = {
+            "input_ids": words,
+            "attention_mask": torch.ones_like(words),
+            "pixel_values": common.floats_tensor([self.batch_size, 3, side, side]),
+            "image_sizes": torch.full((self.batch_size, 2), side),
+        }
+        return config, inputs
+
+
+class Registered:
+    """The tables of transformers by which the mixins tell base models from those with a head name ours as well."""
+
+    @pytest.fixture(autouse=True)
+    def _registered(self):
+        bases = {"lladav": "LladaVModel", "lladav_text": "LladaVTextModel"}
+        heads = {"lladav": "LladaVForMaskedDiffusion"}
+        with (
+            mock.patch.dict(common.MODEL_MAPPING_NAMES, bases),
+            mock.patch.dict(common.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, heads),
+        ):
+            yield
+
+
+class TestModels(Registered, common.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (LladaVModel, LladaVForMaskedDiffusion)
+    # `generate` denoises: what the mixin of autoregressive generation asks, which no distribution holds, is not its.
+    all_generative_model_classes = ()
+    # The tower's last norm, see below.
+    test_all_params_have_gradient = False
     _is_composite = True
 
     def setUp(self):
         self.model_tester = ModelTester(self)
 
     def _prepare_for_class(self, inputs, model_class, return_labels=False):
-        inputs = super()._prepare_for_class(inputs, model_class)
-        if return_labels and model_class is LladaVForMaskedDiffusion:
-            inputs["labels"] = torch.zeros_like(inputs["input_ids"])
+        inputs = super()._prepare_for_class(inputs, model_class, return_labels)
+        if "labels" in inputs:  # given noise, so that two calls can be compared
+            inputs["loss_weights"] = torch.ones(inputs["labels"].shape)
+        if "input_ids" in inputs and "pixel_values" not in inputs:  # ours are refused without their pictures
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, FIRST_WORD)
         return inputs
 
+    def _video_features_prepare_config_and_inputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        return config, {
+            "pixel_values_videos": inputs["pixel_values"],
+            "video_frame_counts": torch.ones(len(inputs["pixel_values"]), dtype=torch.long),
+        }
 
-class TestTextModel(common.ModelTesterMixin, unittest.TestCase):
+    def test_reverse_loading_mapping(self):
+        # We write the native names; asked for, those of the official layout, as transformers does by default.
+        with mock.patch.object(LladaVPreTrainedModel, "save_pretrained", PreTrainedModel.save_pretrained):
+            super().test_reverse_loading_mapping()
+
+    def test_only_the_towers_last_norm_has_no_gradient(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = LladaVForMaskedDiffusion(config)
+        model(**self._prepare_for_class(inputs, LladaVForMaskedDiffusion, return_labels=True)).loss.backward()
+        without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+        assert without == {f"model.vision_tower.post_layernorm.{name}" for name in ("weight", "bias")}
+
+
+class TestTextModel(Registered, common.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (LladaVTextModel,)
 
     def setUp(self):
         self.model_tester = TextModelTester(self)
+
+
+class TestTraining(training.TrainingTesterMixin, unittest.TestCase):
+    all_model_classes = (LladaVForMaskedDiffusion,)
+
+    class Tester(ModelTester):
+        def get_config(self):
+            text = {"bos_token_id": 90, "eos_token_id": 91, "pad_token_id": 92}
+            ids = {"image_token_id": 93, "video_token_id": 94, "mask_token_id": 95, "suppressed_token_ids": [0]}
+            return tiny_config(text_config=text, vocab_size=96, **ids)
+
+    @property
+    def model_tester(self):
+        return self.Tester(self)
 
 
 class TestConfigurations(unittest.TestCase):
