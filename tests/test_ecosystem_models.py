@@ -23,6 +23,13 @@ FIRST_WORD = 20  # as high as the training test's words go
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "mask_token_id": MASK, "suppressed_token_ids": []}
 
 
+_ids = common.ids_tensor
+
+
+def _words(shape, vocab_size, **options):
+    return _ids(shape, vocab_size, **options).clamp(min=FIRST_WORD)
+
+
 class TextModelTester:
     """A tiny language model and random text."""
 
@@ -41,7 +48,7 @@ class TextModelTester:
         return tiny_config(**IDS).text_config
 
     def words(self):
-        return FIRST_WORD + common.ids_tensor([self.batch_size, self.seq_length], 50)
+        return _words([self.batch_size, self.seq_length], 80)
 
     def prepare_config_and_inputs_for_common(self):
         words = self.words()
@@ -80,6 +87,10 @@ class Registered:
         with (
             mock.patch.dict(common.MODEL_MAPPING_NAMES, bases),
             mock.patch.dict(common.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, heads),
+            # Labels stand where their tokens are: nothing is shifted.
+            mock.patch.object(common, "UNSHIFTED_LM_HEADS", {*common.UNSHIFTED_LM_HEADS, *heads.values()}),
+            # Random ids are never placeholders, which have no meaning without a picture.
+            mock.patch.object(common, "ids_tensor", _words),
         ):
             yield
 
@@ -113,7 +124,29 @@ class TestModels(Registered, common.ModelTesterMixin, unittest.TestCase):
     def test_reverse_loading_mapping(self):
         # We write the native names; asked for, those of the official layout, as transformers does by default.
         with mock.patch.object(LladaVPreTrainedModel, "save_pretrained", PreTrainedModel.save_pretrained):
-            super().test_reverse_loading_mapping()
+            super().test_reverse_loading_mapping(skip_base_model=True)  # official names are of the whole model
+
+    # Pictures are placed by ids, so that embeddings come with them in place, and text alone is asked of the mixin.
+
+    def _without_pictures(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        self.model_tester.prepare_config_and_inputs_for_common = lambda: (config, text)
+        return config, inputs
+
+    def test_inputs_embeds(self):
+        self._without_pictures()
+        super().test_inputs_embeds()
+
+    def test_inputs_embeds_matches_input_ids(self):
+        config, inputs = self._without_pictures()
+        super().test_inputs_embeds_matches_input_ids()
+        model = LladaVModel(config).eval()
+        with torch.no_grad():
+            expected = model(**inputs).last_hidden_state
+            mask = inputs.pop("attention_mask")
+            embeds, _, _ = model.embed_inputs(**inputs)
+            torch.testing.assert_close(model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state, expected)
 
     def test_only_the_towers_last_norm_has_no_gradient(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
@@ -130,8 +163,22 @@ class TestTextModel(Registered, common.ModelTesterMixin, unittest.TestCase):
         self.model_tester = TextModelTester(self)
 
 
+class Greedy(LladaVForMaskedDiffusion):
+    """Takes the settings by which autoregressive models are told to take the likeliest token, as ours does anyway."""
+
+    def generate(self, *args, do_sample, use_cache, **kwargs):
+        assert not do_sample
+        assert not use_cache
+        return super().generate(*args, **kwargs)
+
+
 class TestTraining(training.TrainingTesterMixin, unittest.TestCase):
-    all_model_classes = (LladaVForMaskedDiffusion,)
+    all_model_classes = (Greedy,)
+    # Each step hides other tokens, so that the loss is noisy and more of them are needed.
+    training_overfit_steps = 800
+    training_overfit_batch_size = 32
+    training_overfit_learning_rate = 2e-3
+    training_overfit_seq_length = 20
 
     class Tester(ModelTester):
         def get_config(self):
