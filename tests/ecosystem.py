@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 
@@ -193,12 +192,15 @@ def load(project: str, module: str) -> ModuleType:
     if package not in sys.modules:
         sys.modules[package] = ModuleType(package)
         sys.modules[package].__path__ = [str(source.folder / "tests")]
+    stand_ins = {name: stand_in for name, stand_in in _stand_ins(project, package).items() if name not in sys.modules}
     before = list(sys.path)
-    with mock.patch.dict(sys.modules, _stand_ins(project, package)):
-        loaded = importlib.import_module(f"{package}.{module}")
-    sys.path[:] = before
-    sys.modules[f"{package}.{module}"] = loaded
-    return loaded
+    sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module(f"{package}.{module}")
+    finally:
+        sys.path[:] = before  # some mixins add folders that do not exist
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def skipping(reasons: dict[str, str]) -> Callable[[type], type]:
