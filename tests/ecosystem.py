@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tarfile
@@ -264,4 +263,4 @@ def write_counts(path: Path, reports: dict[str, list[Any]]) -> None:
 
 
 if __name__ == "__main__":
-    fetch(shlex.split(" ".join(sys.argv[1:])))
+    fetch(sys.argv[1:])

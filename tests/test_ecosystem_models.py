@@ -16,6 +16,7 @@ from transformers_lladav.modeling_text_lladav import LladaVPreTrainedModel, Llad
 common = ecosystem.load("transformers", "test_modeling_common")
 configurations = ecosystem.load("transformers", "test_configuration_common")
 training = ecosystem.load("transformers", "test_training_mixin")
+parallel = ecosystem.load("transformers", "test_tensor_parallel_mixin")
 
 TILE_TOKENS = 17  # 4 x 4 patches and a newline
 IMAGE, VIDEO, MASK = 5, 6, 7  # low ids, which stay in the vocabulary when a test makes that smaller
@@ -185,6 +186,17 @@ class TestTraining(training.TrainingTesterMixin, unittest.TestCase):
             text = {"bos_token_id": 90, "eos_token_id": 91, "pad_token_id": 92}
             ids = {"image_token_id": 93, "video_token_id": 94, "mask_token_id": 95, "suppressed_token_ids": [0]}
             return tiny_config(text_config=text, vocab_size=96, **ids)
+
+    @property
+    def model_tester(self):
+        return self.Tester(self)
+
+
+class TestTensorParallel(parallel.TensorParallelTesterMixin, unittest.TestCase):
+    all_model_classes = (LladaVModel, LladaVForMaskedDiffusion, LladaVTextModel)
+
+    class Tester(ModelTester):
+        conditional_generation_class = LladaVForMaskedDiffusion
 
     @property
     def model_tester(self):

@@ -277,7 +277,7 @@ class LladaVModel(LladaVPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None and not (pixel_values is None and pixel_values_videos is None):
             raise ValueError(
-                "pixel_values or pixel_values_videos were given with inputs_embeds, which do not say where they belong; "
+                "pixel_values or pixel_values_videos were given with inputs_embeds, which do not say where they go; "
                 "give input_ids, or the embeddings that embed_inputs makes of both"
             )
         image_features = video_features = None
