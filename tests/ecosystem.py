@@ -37,6 +37,7 @@ MARKERS = (
     "flash_attn_2_test",
     "flash_attn_3_test",
     "flash_attn_4_test",
+    "is_tensor_parallel_test",
     "is_training_test",
     "torch_compile_test",
 )

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig
+from peft import IA3Config, LoHaConfig, LoraConfig
 
 import ecosystem
 from conftest import tiny_config
@@ -21,7 +21,6 @@ METHODS = {
     "dora": (LoraConfig, {"r": 8, "lora_alpha": 32, "target_modules": ATTENTION, "use_dora": True}),
     "ia3": (IA3Config, {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
     "loha": (LoHaConfig, {"r": 8, "target_modules": ATTENTION}),
-    "lokr": (LoKrConfig, {"r": 8, "target_modules": ATTENTION}),
 }
 # Methods other than LoRA run what loads, merges and switches them; the rest is about LoRA's own options.
 EVERY_METHOD = (
@@ -69,7 +68,6 @@ TEXT_ONLY = ("generate_pos_args", "passing_input_embeds_works")
 SKIPPED = {
     "generate_with_mixed_adapter_batches_and_beam_search": "a denoising loop has no beams; mixed_adapter_batches "
     "generates with several adapters without them",
-    "training_prompt_learning_tasks": "for prompt learning, which needs a causal prefix",
 }
 
 

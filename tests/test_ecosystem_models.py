@@ -193,7 +193,7 @@ class TestTraining(training.TrainingTesterMixin, unittest.TestCase):
 
 
 class TestTensorParallel(parallel.TensorParallelTesterMixin, unittest.TestCase):
-    all_model_classes = (LladaVModel, LladaVForMaskedDiffusion, LladaVTextModel)
+    all_model_classes = (LladaVModel, LladaVForMaskedDiffusion)
 
     class Tester(ModelTester):
         conditional_generation_class = LladaVForMaskedDiffusion
