@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -230,6 +229,18 @@ def skipping(reasons: dict[str, str]) -> Callable[[type], type]:
 
 # The report
 
+# What each class of tests runs.
+MIXINS = {
+    "TestAdapters": "PeftCommonTester",
+    "TestConfigurations": "ConfigTester",
+    "TestImageProcessor": "ImageProcessingTestMixin",
+    "TestModels": "ModelTesterMixin",
+    "TestProcessor": "ProcessorTesterMixin",
+    "TestTensorParallel": "TensorParallelTesterMixin",
+    "TestTextModel": "ModelTesterMixin",
+    "TestTraining": "TrainingTesterMixin",
+}
+
 
 def counts(reports: dict[str, list[Any]]) -> dict[str, Any]:
     """How the shared tests went.
@@ -238,15 +249,17 @@ def counts(reports: dict[str, list[Any]]) -> dict[str, Any]:
         reports: pytest's reports by outcome.
 
     Returns:
-        Versions, and for each class its tests by outcome and the reasons of those that were skipped.
+        Versions, and for each class its mixin, its tests by outcome and the reasons of those that were skipped.
     """
-    classes: dict[str, Any] = defaultdict(lambda: {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}})
+    classes: dict[str, Any] = {}
     for outcome in ("passed", "failed", "skipped"):
         for report in reports.get(outcome, ()):
             parts = report.nodeid.split("::")
-            if not Path(parts[0]).name.startswith(FILES) or len(parts) < 3:
+            part_of_a_test = hasattr(report, "context")
+            if not Path(parts[0]).name.startswith(FILES) or len(parts) < 3 or part_of_a_test:
                 continue
-            entry = classes[parts[1]]
+            new = {"mixin": MIXINS[parts[1]], "passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
+            entry = classes.setdefault(parts[1], new)
             entry[outcome] += 1
             if outcome == "skipped":
                 entry["reasons"][parts[2]] = str(report.longrepr[2]).removeprefix("Skipped: ")
@@ -259,7 +272,17 @@ def counts(reports: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def write_counts(path: Path, reports: dict[str, list[Any]]) -> None:
-    """Write `counts` as JSON."""
+    """Write `counts` as JSON.
+
+    Args:
+        path: the file.
+        reports: pytest's reports by outcome.
+
+    Raises:
+        pytest.UsageError: if none of the shared tests ran.
+    """
+    if not counts(reports)["classes"]:
+        raise pytest.UsageError(f"none of the shared tests ran, so that {path} was not written; run `{FETCH}` first")
     path.write_text(json.dumps(counts(reports), indent=1, ensure_ascii=False) + "\n")
 
 

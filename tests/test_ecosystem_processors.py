@@ -28,8 +28,8 @@ class ImageTester(images.ImageProcessingTester):
     {
         "test_call_numpy_4_channels": "wants do_convert_rgb=False, which is refused: the tower takes RGB; four "
         "channels are read and converted in test_convert_to_rgb_mixed_input_batch",
-        "test_pil_can_run_without_torchvision": "starts a process that knows transformers only; torchvision is not even "
-        "installed here, and test_remote_code.py loads processors without our package",
+        "test_pil_can_run_without_torchvision": "starts a process that knows transformers only; torchvision is not "
+        "even installed here, and test_remote_code.py loads processors without our package",
         "test_new_models_require_torchvision_backend": "there is one backend, Pillow: the model was trained on its "
         "bicubic filter, and that of torchvision differs from it",
     }
