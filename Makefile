@@ -22,9 +22,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
+# The shared tests of transformers and PEFT; without them their tests are skipped.
+$(VENV)/.dev: $(VENV)/.run tests/ecosystem-sources.txt
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	$(PIP) install -q $(PIP_ARGS) -c constraints.txt --no-deps $(LMMS_EVAL) $(GRADIO)
+	-$(VENV)/bin/python tests/ecosystem.py $(PIP_ARGS)
 	@touch $@
 
 demo: $(VENV)/.run  ## Draw a fresh scene, ask the bundled checkpoint about it, save the picture with the answers.

@@ -22,6 +22,7 @@ import torch
 from PIL import ImageFile
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
+import ecosystem
 import parity
 from transformers_lladav import (
     BUNDLED_CHECKPOINT,
@@ -39,6 +40,8 @@ REPORT = pytest.StashKey[parity.Report]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = parity.Report()
+    for marker in ecosystem.MARKERS:
+        config.addinivalue_line("markers", f"{marker}: of the shared tests of transformers")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -65,6 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if path := os.environ.get("LLADAV_ECOSYSTEM_REPORT"):
+        ecosystem.write_counts(Path(path), terminalreporter.stats)
     report = config.stash[REPORT]
     if not report.cases:
         return

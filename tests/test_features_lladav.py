@@ -32,7 +32,7 @@ def test_every_picture_has_the_official_features(name, kernel, model, kernels, p
     parity_report.close(
         f"features: projected base tile, {kernel}",
         name,
-        features.last_hidden_state[0, ::9],
+        model.model.multi_modal_projector(features.last_hidden_state[0, ::9]),
         reference[f"{name}/projected_tile0_every9th"],
         parity.FEATURES,
     )

@@ -115,6 +115,20 @@ def test_a_grey_array_is_a_grey_picture(image_processor):
     assert got.pixel_values[0, :, 192, 192].tolist() == pytest.approx([-0.6] * 3, abs=1e-6)
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
+def test_an_array_with_transparency_is_the_picture_without(first, image_processor):
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    expected = image_processor(Image.fromarray(picture), tiling="square", return_tensors="pt")
+    got = image_processor(picture.transpose(2, 0, 1) if first else picture, tiling="square", return_tensors="pt")
+    assert got.image_sizes.tolist() == [[30, 40]]
+    assert torch.equal(got.pixel_values, expected.pixel_values)
+
+
+def test_a_colour_array_of_four_rows_has_no_transparency(image_processor):
+    rows = np.full((4, 10, 3), 51, dtype=np.uint8)
+    assert image_processor(rows, tiling="square", return_tensors="pt").image_sizes.tolist() == [[4, 10]]
+
+
 def test_padding_is_grey_127_and_the_canvas_is_black(image_processor):
     white = Image.new("RGB", (384, 96), "white")
     square = image_processor(white, tiling="square", return_tensors="pt").pixel_values

@@ -330,6 +330,52 @@ def test_ids_and_embeddings_exclude_each_other(model):
     assert torch.equal(from_embeds, model(input_ids=ids).logits)
 
 
+def single_picture(model):
+    """A picture of one tile and its placeholders, for `tiny_model`."""
+    ids = torch.tensor([[5, *[model.config.image_token_id] * 17, 6]])
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "pixel_values": pixels, "image_sizes": torch.tensor([[56, 56]])}
+
+
+def test_pictures_beside_embeddings_are_refused(tiny_model):
+    model = tiny_model()
+    inputs = single_picture(model)
+    ids = inputs.pop("input_ids")
+    with pytest.raises(ValueError, match=r"given with inputs_embeds, which do not say .* embed_inputs makes of both"):
+        model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
+    embeds, _, _ = model.model.embed_inputs(ids, **inputs)
+    assert torch.equal(model(inputs_embeds=embeds).logits, model(input_ids=ids, **inputs).logits)
+
+
+def test_a_configuration_may_ask_for_tuples(tiny_model):
+    model, asked = tiny_model(), tiny_model(return_dict=False)
+    inputs = single_picture(model)
+    logits, seen = asked(**inputs)
+    expected = model(**inputs)
+    assert torch.equal(logits, expected.logits)
+    assert torch.equal(seen, expected.image_hidden_states)
+    settings = {**inputs, "max_new_tokens": 4}
+    assert torch.equal(asked.generate(**settings), model.generate(**settings))
+    scored, wanted = (item.score(inputs["input_ids"][:, :1], [[7, 8]], num_samples=2) for item in (asked, model))
+    assert torch.equal(scored.log_likelihoods, wanted.log_likelihoods)
+
+
+def test_the_towers_layers_are_handed_out_on_request(tiny_model):
+    model = tiny_model().model
+    model.set_attn_implementation("eager")
+    inputs = single_picture(model)
+    given = (inputs["pixel_values"], inputs["image_sizes"])
+    plain = model.get_image_features(*given)
+    full = model.get_image_features(*given, output_hidden_states=True, output_attentions=True)
+    assert plain.hidden_states is None
+    assert plain.attentions is None
+    assert [tuple(state.shape) for state in full.hidden_states] == [(1, 16, 24)] * 3
+    assert [tuple(weights.shape) for weights in full.attentions] == [(1, 2, 16, 16)] * 2
+    assert torch.equal(full.last_hidden_state, model.encode_tiles(inputs["pixel_values"]))
+    assert full.last_hidden_state is full.hidden_states[-1]
+    assert torch.equal(full.pooler_output[0], plain.pooler_output[0])
+
+
 def test_pickled_weights_are_never_opened(tmp_path, tiny_model):
     model = tiny_model()
     model.save_pretrained(tmp_path)

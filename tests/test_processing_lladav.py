@@ -1,8 +1,10 @@
 """Chats, pictures and videos to model inputs: the official ids, batches, and what does not fit together."""
 
 import copy
+import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -139,6 +141,22 @@ def test_a_video_is_a_list_of_frames_alone_or_by_sample(kind, processor):
         assert torch.equal(got.pixel_values_videos, expected.pixel_values_videos)
         assert torch.equal(got.input_ids, expected.input_ids)
     assert expected.video_frame_counts.tolist() == [3]
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_a_video_may_be_an_array_of_frames(kind, first, processor):
+    frames = [np.asarray(frame.convert("RGB").resize((48, 32))) for frame in parity.frames()[:3]]
+    expected = processor(text="<video>Q", videos=[[frames]], return_tensors="pt")
+    video = kind(np.stack(frames).transpose(0, 3, 1, 2).copy() if first else np.stack(frames))
+    for videos in (video, [video], [[video]]):
+        got = processor(text="<video>Q", videos=videos, return_tensors="pt")
+        assert torch.equal(got.pixel_values_videos, expected.pixel_values_videos)
+        assert got.video_frame_counts.tolist() == [3]
+
+
+def test_the_signature_offers_no_audio(processor):
+    assert [*inspect.signature(processor.__call__).parameters] == ["images", "text", "videos", "kwargs"]
 
 
 def test_two_videos_keep_their_frames_apart(processor):

@@ -214,6 +214,7 @@ class ForwardPasses:
             position_ids=places.repeat(self.views, 1),
             past_key_values=self.cache,
             output_positions=wanted.repeat(self.views, 1),
+            return_dict=True,
         ).last_hidden_state
 
     def _forget(self, needed: torch.Tensor) -> None:

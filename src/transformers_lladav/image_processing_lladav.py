@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_transforms import to_pil_image
-from transformers.image_utils import ImageInput, PILImageResampling, load_image
+from transformers.image_utils import ImageInput, PILImageResampling, infer_channel_dimension_format, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
@@ -120,7 +120,10 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     if 0 in pixels.shape:
         raise OSError(f"an array of shape {pixels.shape} has no pixels")
     try:
-        return to_pil_image(pixels[..., None] if pixels.ndim == 2 else pixels)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        usual = not {1, 3}.isdisjoint({pixels.shape[0], pixels.shape[-1]})
+        order = infer_channel_dimension_format(pixels, (1, 3) if usual else (4,))  # the fourth is transparency
+        return to_pil_image(pixels, input_data_format=order)
     except (ValueError, TypeError) as error:
         raise OSError(f"an array of shape {pixels.shape} and type {pixels.dtype}: {error}") from error
 

@@ -79,6 +79,24 @@ class LladaVModel(LladaVPreTrainedModel):
         embeddings = self.vision_tower.embeddings(pixel_values.to(self.vision_tower.dtype))
         return self.vision_tower.encoder(inputs_embeds=embeddings).last_hidden_state
 
+    def _see(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """`encode_tiles`, with every layer's hidden states and attentions where call or configuration ask for them."""
+        asked = ("output_hidden_states", "output_attentions")
+        states, attentions = (kwargs.get(name, getattr(self.config, name, False)) for name in asked)
+        if not states and not attentions:
+            return BaseModelOutputWithPooling(last_hidden_state=self.encode_tiles(pixel_values))
+        outputs = self.vision_tower(
+            pixel_values.to(self.vision_tower.dtype),
+            output_hidden_states=True,
+            output_attentions=attentions,
+            return_dict=True,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.hidden_states[-1],  # the last layer's: the tower's own output is normed
+            hidden_states=outputs.hidden_states if states else None,
+            attentions=outputs.attentions,
+        )
+
     def _tile_counts(self, image_sizes: torch.Tensor, given: torch.Tensor | None, tiles: int) -> list[int]:
         """Tiles of each picture: as given, or else all tiled by size, or else one each."""
         if given is not None:
@@ -124,22 +142,24 @@ class LladaVModel(LladaVPreTrainedModel):
             image_tile_counts: (pictures,), tiles of each; one tile means a picture padded to a square.
 
         Returns:
-            `last_hidden_state` is (tiles, patches, hidden) after the projector, `pooler_output` a list with
-            (tokens, hidden) per picture: base tile, then the unpadded map with a newline after every row.
+            `last_hidden_state` is (tiles, patches, vision hidden) of the tower, `pooler_output` a list with
+            (tokens, hidden) per picture: base tile, then the unpadded map with a newline after every row. With
+            `output_hidden_states` and `output_attentions` also those of the tower's layers.
 
         Raises:
             ValueError: if the tile counts do not add up.
         """
         counts = self._tile_counts(image_sizes, image_tile_counts, len(pixel_values))
-        features = self.multi_modal_projector(self.encode_tiles(pixel_values))  # (tiles, patches, hidden)
+        seen = self._see(pixel_values, **kwargs)
+        features = self.multi_modal_projector(seen.last_hidden_state)  # (tiles, patches, hidden)
         newline = self.image_newline.to(features.dtype)
-        packed = [
+        seen.pooler_output = [
             pack_tiles(tiles, self._layout(size), newline)
             if len(tiles) > 1
             else pack_single_tile(tiles[0], newline if self.config.single_tile_newline else None)
             for tiles, size in zip(features.split(counts), image_sizes.tolist(), strict=True)
         ]
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=packed)
+        return seen
 
     @can_return_tuple
     def get_video_features(
@@ -155,8 +175,9 @@ class LladaVModel(LladaVPreTrainedModel):
             video_frame_counts: (videos,), frames of each; all frames are one video by default.
 
         Returns:
-            `pooler_output` is a list with (tokens, hidden) per video; newlines stand where
-            `config.newline_position` puts them.
+            `last_hidden_state` is (frames, patches, vision hidden) of the tower, `pooler_output` a list with
+            (tokens, hidden) per video; newlines stand where `config.newline_position` puts them. With
+            `output_hidden_states` and `output_attentions` also those of the tower's layers.
 
         Raises:
             ValueError: if the frame counts do not add up.
@@ -165,10 +186,12 @@ class LladaVModel(LladaVPreTrainedModel):
         counts = [frames] if video_frame_counts is None else video_frame_counts.tolist()
         if sum(counts) != frames:
             raise ValueError(f"pixel_values_videos holds {frames} frames, but video_frame_counts={counts}")
-        features = self.multi_modal_projector(self.encode_tiles(pixel_values_videos))
+        seen = self._see(pixel_values_videos, **kwargs)
+        features = self.multi_modal_projector(seen.last_hidden_state)  # (frames, patches, hidden)
         newline = self.image_newline.to(features.dtype)
-        packed = [pack_frames(video, newline, self.config.newline_position) for video in features.split(counts)]
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=packed)
+        position = self.config.newline_position
+        seen.pooler_output = [pack_frames(video, newline, position) for video in features.split(counts)]
+        return seen
 
     def _place(
         self, embeds: torch.Tensor, where: torch.Tensor, features: list[torch.Tensor], kind: str
@@ -217,10 +240,11 @@ class LladaVModel(LladaVPreTrainedModel):
         if pixel_values is not None:
             if image_sizes is None:
                 raise ValueError("pixel_values need image_sizes, (pictures, 2) as (height, width)")
-            packed = self.get_image_features(pixel_values, image_sizes, image_tile_counts).pooler_output
+            features = self.get_image_features(pixel_values, image_sizes, image_tile_counts, return_dict=True)
+            packed = features.pooler_output
             embeds, image_features = self._place(embeds, is_image, packed, "image"), torch.cat(packed)
         if pixel_values_videos is not None:
-            packed = self.get_video_features(pixel_values_videos, video_frame_counts).pooler_output
+            packed = self.get_video_features(pixel_values_videos, video_frame_counts, return_dict=True).pooler_output
             embeds, video_features = self._place(embeds, is_video, packed, "video"), torch.cat(packed)
         return embeds, image_features, video_features
 
@@ -254,6 +278,11 @@ class LladaVModel(LladaVPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is not None and not (pixel_values is None and pixel_values_videos is None):
+            raise ValueError(
+                "pixel_values or pixel_values_videos were given with inputs_embeds, which do not say where they go; "
+                "give input_ids, or the embeddings that embed_inputs makes of both"
+            )
         image_features = video_features = None
         if inputs_embeds is None:
             inputs_embeds, image_features, video_features = self.embed_inputs(
@@ -272,6 +301,7 @@ class LladaVModel(LladaVPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             conversation_ids=conversation_ids,
+            return_dict=True,  # whatever the configuration says
             **kwargs,
         )
         return LladaVModelOutput(
@@ -383,6 +413,7 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, Lla
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             conversation_ids=conversation_ids,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (batch, length, hidden)

@@ -97,16 +97,14 @@ class LladaVProcessor(ProcessorMixin):
         processor.tokenizer.chat_template = processor.chat_template  # as it is where a processor was saved
         return processor
 
-    def __call__(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
         """Text with placeholders, pictures and videos to model inputs.
 
         Args:
             images: a picture, a flat list (dealt out to the placeholders in order) or one list per sample.
             text: a string or a list of strings, with one placeholder per picture and video.
-            videos: a video as a list of frames, a list of videos, or one list of videos per sample.
-            audio: refused.
+            videos: a video as a list of frames or an array of four dimensions, the first being frames; a list of
+                videos, or one list of videos per sample.
             **kwargs: settings of the tokenizer and the image processor, and `return_tensors`.
 
         Returns:
@@ -115,7 +113,7 @@ class LladaVProcessor(ProcessorMixin):
         # What `apply_chat_template` was given beside the chat; transformers passes it through.
         beside = kwargs.pop(BESIDE_THE_CHAT, {})
         images, videos = beside.get("images", images), beside.get("videos", videos)
-        return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        return super().__call__(images=images, text=text, videos=videos, **kwargs)
 
     def apply_chat_template(
         self,
@@ -423,8 +421,15 @@ def _depth(items: Any) -> int:
 
 
 def _as_videos(videos: Any) -> list[Any]:
-    """Bring one video, given as a list of frames, to a list of videos."""
+    """Bring one video, given as a list of frames, to a list of videos, and videos that are arrays to lists."""
+    videos = _as_frames(videos)
     return [videos] if _depth(videos) == 1 else videos
+
+
+def _as_frames(item: Any) -> Any:
+    if isinstance(item, list | tuple):
+        return [_as_frames(part) for part in item]
+    return list(item) if getattr(item, "ndim", None) == 4 else item
 
 
 __all__ = ["LladaVProcessor"]

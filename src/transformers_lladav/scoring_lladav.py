@@ -353,7 +353,7 @@ def _hidden_log_likelihoods(
     if bool((lengths < tokens.shape[1]).any()):
         positions = torch.arange(-prompts.shape[1], tokens.shape[1])
         attention_mask = (positions < lengths[:, None]).long().to(device).repeat(len(embeds) // len(tokens), 1)
-    states = model.model(inputs_embeds=embeds, attention_mask=attention_mask).last_hidden_state
+    states = model.model(inputs_embeds=embeds, attention_mask=attention_mask, return_dict=True).last_hidden_state
     states = states[:, prompts.shape[1] :].unflatten(0, (-1, len(tokens)))  # (1 or 2, rows, longest, hidden)
     states = states[:, hidden.to(device)]  # (1 or 2, positions, hidden)
     log_likelihoods = torch.cat(
