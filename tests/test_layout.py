@@ -121,6 +121,7 @@ MAY_IMPORT = {
     "training_results": {"adapter_fit", "cards", "files", "publishing", "recipes", "trainer", "training_model"},
     "train": {
         "data",
+        "files",
         "held_out",
         "processes",
         "record_files",
@@ -174,6 +175,7 @@ MAY_IMPORT = {
         "eval_asking",
         "eval_metrics",
         "eval_tasks",
+        "files",
         "image_processing_lladav",
         "media",
     },
@@ -282,6 +284,7 @@ MAY_IMPORT = {
         "cli_tiny",
         "cli_training",
         "demo",
+        "files",
         "presets_lladav",
         "shape_scenes",
     },
