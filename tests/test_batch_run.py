@@ -250,6 +250,31 @@ def test_an_output_that_another_run_wrote_meanwhile_is_not_replaced(settings, mo
     assert settings.output.read_text() == "theirs"
 
 
+@pytest.mark.parametrize("left", [5, 1], ids=["all of it", "one part"])
+def test_parts_of_a_run_killed_while_it_removed_them_go_with_the_next_command(settings, monkeypatch, left):
+    monkeypatch.setattr(batch_run, "_remove", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(settings)
+    monkeypatch.undo()
+    names = ["settings.json", "000000000000.jsonl", "000000000004.jsonl", "000000000008.jsonl"]
+    assert sorted(path.name for path in settings.parts.iterdir()) == sorted(names)
+    for name in names[: 4 - left] if left < 4 else ():
+        (settings.parts / name).unlink()
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is there already"):
+        run_batch(settings)
+    assert [path.name for path in settings.output.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_parts_of_a_run_that_has_not_ended_stay_beside_an_output_that_is_not_its_own(settings, monkeypatch):
+    monkeypatch.setattr(batch_run, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(settings)
+    settings.output.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is there already"):
+        run_batch(settings)
+    assert part_of(settings, 0).is_file()
+
+
 def test_parts_whose_settings_are_gone_are_not_taken_up(settings, expected):
     settings.parts.mkdir()
     part_of(settings, 0).write_text(

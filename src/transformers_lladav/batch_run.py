@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
         RecordError: at a record that cannot be used, unless they are skipped.
         ValueError: if a setting breaks a rule, or another run began here.
     """
+    try:
+        return _run(settings, on_progress)
+    except FileExistsError:
+        _tidy(settings)
+        raise
+
+
+def _run(settings: BatchSettings, on_progress: Progress | None) -> BatchOutcome | None:
+    """The same, which may leave parts beside an output that is there."""
     _check_output(settings)
     for source in filter(None, (settings.model, settings.adapter)):
         if not Path(source).is_dir() and not is_hub_id(source):
@@ -140,7 +149,7 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
         if processes.rank > 0:
             return None
         bad = _join(settings, windows, len(records))
-        shutil.rmtree(settings.parts)  # while it is held, so that nobody begins to write there
+        _remove(settings.parts)  # while it is held, so that nobody begins to write there
     return BatchOutcome(len(records), bad, earlier)
 
 
@@ -197,6 +206,31 @@ def _check_output(settings: BatchSettings) -> None:
     """Refuse an output that is there."""
     if settings.output.exists():
         raise FileExistsError(f"{settings.output} is there already; choose another output or remove it")
+
+
+def _remove(parts: Path) -> None:
+    """Remove parts, and first what they would be taken up by."""
+    (parts / SETTINGS).unlink(missing_ok=True)
+    shutil.rmtree(parts)
+
+
+def _tidy(settings: BatchSettings) -> None:
+    """Remove parts that are of no use beside an output: a run was killed while it removed them, or came too late."""
+    if not settings.parts.is_dir():
+        return
+    with suppress(ValueError, OSError), held(settings.parts):  # whoever holds them removes them
+        if not (settings.parts / SETTINGS).is_file() or _are_joined(settings):
+            _remove(settings.parts)
+
+
+def _are_joined(settings: BatchSettings) -> bool:
+    """Whether the output is what stands in the parts."""
+    with settings.output.open("rb") as output:
+        for part in sorted(settings.parts.glob("*.jsonl")):
+            content = part.read_bytes()
+            if output.read(len(content)) != content:
+                return False
+        return not output.read(1)
 
 
 def _check_parts(folder: Path, record: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ from transformers_lladav.shape_scenes import make_scene, render_scene
 
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 FAULTS = ("kill", "term", "torn", "full", "gone")
-DISKS = (40_000, 300_000, 1_200_000)  # bytes of a disk that a command fills, in the mounted part of the matrix
+DISKS = (8_000, 40_000, 300_000, 1_200_000)  # bytes of a disk that a command fills, in the mounted part of the matrix
 NO_MOUNT = "a tmpfs cannot be mounted here (that takes root)"
 
 
@@ -91,7 +91,9 @@ def digest(folder: Path, *patterns: str) -> str | None:
         if not files:
             return None
         for path in files:
-            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+            # Some say where they lie, which is another place where a disk is mounted.
+            content = path.read_bytes().replace(str(folder).encode(), b"HERE")
+            found.update(str(path.relative_to(folder)).encode() + b"\0" + content)
     return found.hexdigest()
 
 
@@ -148,7 +150,7 @@ COMMANDS = (
     Command(
         "eval",
         lambda folder: program(
-            "eval", "--task", str(folder / "records.jsonl"), "--output", str(folder / "out"), "--sheet", "2", *SHORT
+            "eval", "--tasks", str(folder / "records.jsonl"), "--output", str(folder / "out"), "--sheet", "2", *SHORT
         ),
         lambda folder: digest(folder, "out/result.json", "out/result.md", "out/answers.jsonl", "out/settings.json")
         if (folder / "out" / "result.json").exists() else None,
@@ -385,6 +387,8 @@ def faults_of(case: Case, folder: Path, every: int, kinds: tuple[str, ...]) -> I
             fill(folder, case.start)
             ended = run(case.command, folder, case.scratch, Watch(folder, kind, number, case.command.inputs))
             problem = case.judge(folder, ended) or _left(case, folder)
+            if kind in ("kill", "torn") and ended.code != -signal.SIGKILL:
+                problem = f"the fault did not happen; it ended with {ended.code}"
             yield {"command": case.command.name, "fault": kind, "step": case.steps[number], "problem": problem}
 
 
@@ -466,6 +470,8 @@ def disks_of(case: Case) -> Iterator[dict[str, Any]]:
             remount(folder, "ro" if room is None else f"size={used + room}")
             before = entries(folder)
             ended = run(case.command, folder, case.scratch)
+            if ended.code == 0 and room is not None:
+                continue  # it was large enough
             problem = None
             if room is None and (ended.code not in (1, 2) or entries(folder) != before):
                 problem = f"it ends with {ended.code}: {ended.said[-300:]}"
@@ -560,7 +566,7 @@ def matrix(
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         base = Path(name).resolve()
-        steps = {}
+        steps: dict[str, Any] = {}
         for command in (command for command in COMMANDS if command.name in names):
             start, folder, scratch = (base / command.name / part for part in ("start", "work", "scratch"))
             for path in (start, scratch):
@@ -568,7 +574,7 @@ def matrix(
             command.prepare(start)
             case = Case(command, start, scratch)
             case.measure(folder)
-            steps[command.name] = len(case.steps)
+            steps[command.name] = {"steps": len(case.steps), "killed_at_every": every}
             found = faults_of(case, folder, every, tuple(kind for kind in kinds if kind in FAULTS))
             pairs = two_at_once(case, folder) if "pair" in kinds else ()
             for row in (*found, *pairs, *(disks_of(case) if mounts else ())):
@@ -580,11 +586,32 @@ def matrix(
             rows += serving(base)
             say(f"serve: {time.monotonic() - began:.0f} s")
     return {
-        "command": f"python tests/faults/run.py --every {every}",
+        "command": "python tests/faults/run.py",
         "writing_steps": steps,
         "tried": summary(rows),
         "skipped": sorted({row["skipped"] for row in rows if row.get("skipped")}),
         "problems": [row for row in rows if row["problem"]],
+    }
+
+
+def together(earlier: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A table with the rows of an earlier one for commands that were not tried again.
+
+    Args:
+        earlier: the table that is there.
+        table: the new one.
+
+    Returns:
+        Both.
+    """
+    again = {row["command"] for row in table["tried"]}
+    kept = {name: [row for row in earlier[name] if row["command"] not in again] for name in ("tried", "problems")}
+    return {
+        **table,
+        "writing_steps": {**earlier["writing_steps"], **table["writing_steps"]},
+        "tried": sorted(kept["tried"] + table["tried"], key=lambda row: str(row["command"])),
+        "skipped": sorted({*earlier["skipped"], *table["skipped"]}),
+        "problems": kept["problems"] + table["problems"],
     }
 
 
@@ -618,6 +645,8 @@ def main() -> int:
     table = matrix(
         options.every, tuple(options.commands.split(",")), tuple(options.faults.split(",")), not options.no_disks, say
     )
+    if options.output and options.output.exists():
+        table = together(json.loads(options.output.read_text()), table)
     if options.output:
         write_text(options.output, json.dumps(table, indent=1) + "\n")
     return 1 if table["problems"] else 0
