@@ -237,6 +237,73 @@ def test_one_run_at_a_time(settings, monkeypatch):
         run_batch(settings)
 
 
+def test_an_output_that_another_run_wrote_meanwhile_is_not_replaced(settings, monkeypatch):
+    load = asking.load
+
+    def slow(*arguments):
+        settings.output.write_text("theirs")
+        return load(*arguments)
+
+    monkeypatch.setattr(asking, "load", slow)
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is there already"):
+        run_batch(settings)
+    assert settings.output.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("left", [5, 1], ids=["all of it", "one part"])
+def test_parts_of_a_run_killed_while_it_removed_them_go_with_the_next_command(settings, monkeypatch, left):
+    monkeypatch.setattr(batch_run, "_remove", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(settings)
+    monkeypatch.undo()
+    names = ["settings.json", "000000000000.jsonl", "000000000004.jsonl", "000000000008.jsonl"]
+    assert sorted(path.name for path in settings.parts.iterdir()) == sorted(names)
+    for name in names[: 4 - left] if left < 4 else ():
+        (settings.parts / name).unlink()
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is there already"):
+        run_batch(settings)
+    assert [path.name for path in settings.output.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_parts_of_a_run_that_has_not_ended_stay_beside_an_output_that_is_not_its_own(settings, monkeypatch):
+    monkeypatch.setattr(batch_run, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(settings)
+    settings.output.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is there already"):
+        run_batch(settings)
+    assert part_of(settings, 0).is_file()
+
+
+def test_parts_whose_settings_are_gone_are_not_taken_up(settings, expected):
+    settings.parts.mkdir()
+    part_of(settings, 0).write_text(
+        '{"prediction": "of another run that was killed while it removed its parts"}\n' * 4
+    )
+    assert run_batch(settings).earlier == 0
+    assert [record["prediction"] for record in read(settings.output)] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [('{"id": 0}\n', "1 of 4 records"), ('{"id": 0}\n{"i', "Unterminated")]
+)
+def test_a_damaged_part_is_named_and_answered_again_once_it_is_removed(
+    settings, expected, content, reason, monkeypatch
+):
+    monkeypatch.setattr(batch_run, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(settings)
+    monkeypatch.undo()
+    monkeypatch.setattr(batch_run, "BATCHES_OF_A_WINDOW", 2)
+    part_of(settings, 4).write_text(content)
+    with pytest.raises(ValueError, match=rf"000000000004\.jsonl is damaged \({reason}.*; remove it and repeat"):
+        run_batch(settings)
+    assert not settings.output.exists()
+    part_of(settings, 4).unlink()
+    assert run_batch(settings).earlier == COUNT - 4
+    assert [record["prediction"] for record in read(settings.output)] == expected
+
+
 def test_a_model_that_is_not_there(settings):
     with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
         run_batch(replace(settings, model="./none/of/these"))

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import openai
@@ -183,3 +184,10 @@ def test_the_site_tells_the_defaults_as_they_are(page, command):
     assert {option: float(told) for option, told in rows} == {
         option: parameters[option.replace("-", "_")].default for option, _ in rows
     }
+
+
+def test_a_page_ends_in_good_order_when_it_is_told_to():
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    cli_serving.wait()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -235,6 +235,33 @@ def test_two_runs_do_not_share_a_folder_at_a_time(settings, knower):
     assert run_evaluation(settings) is not None
 
 
+def test_a_run_that_began_and_ended_while_another_loaded_its_model_is_no_part_of_it(settings, knower, monkeypatch):
+    check, other = eval_run.check_folder, replace(settings, how=replace(settings.how, seed=5))
+
+    def slow(folder, record):
+        check(folder, record)
+        monkeypatch.setattr(eval_run, "check_folder", check)
+        run_evaluation(other)
+
+    monkeypatch.setattr(eval_run, "check_folder", slow)
+    with pytest.raises(ValueError, match=r"holds another evaluation: settings\.seed was 5 and is 0"):
+        run_evaluation(settings)
+
+
+@pytest.mark.parametrize("left", [".settings.json.part", ".in_use"])
+def test_a_run_killed_before_it_wrote_its_settings_begins_again(settings, knower, left):
+    settings.output.mkdir()
+    (settings.output / left).write_text("{")
+    assert not run_evaluation(settings).earlier
+
+
+def test_settings_that_somebody_damaged_are_named(settings, knower):
+    run_evaluation(settings)
+    (settings.output / "settings.json").write_text("{half")
+    with pytest.raises(ValueError, match=r"settings\.json cannot be read .*; choose another output, or remove"):
+        run_evaluation(settings)
+
+
 def test_a_line_that_is_no_answer_is_named(settings, knower):
     run_evaluation(settings)
     (settings.output / "result.json").unlink()

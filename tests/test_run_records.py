@@ -1,4 +1,6 @@
-from transformers_lladav.run_records import differences
+import pytest
+
+from transformers_lladav.run_records import differences, read_record
 
 
 def test_differences_are_named_with_both_values_however_deep():
@@ -15,3 +17,13 @@ def test_differences_are_named_with_both_values_however_deep():
 
 def test_a_record_that_became_something_else_is_told_as_a_whole():
     assert list(differences({"lora": {"rank": 4}}, {"lora": None})) == ['lora was {"rank": 4} and is null']
+
+
+@pytest.mark.parametrize(("content", "reason"), [("{half", "cannot be read"), ("[1]", "holds no record of a run")])
+def test_a_record_that_somebody_damaged_is_named(tmp_path, content, reason):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"run\.json {reason}.*; choose another output, or remove .*"):
+        read_record(path)
+    path.write_text('{"seed": 1}')
+    assert read_record(path) == {"seed": 1}

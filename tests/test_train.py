@@ -475,6 +475,27 @@ def test_the_same_folder_for_something_else(data, held_out, tmp_path):
     assert steps_of(settings.output) == []
 
 
+def test_two_runs_do_not_share_a_folder_at_a_time(data, tmp_path):
+    settings = settings_of(data, tmp_path / "run")
+
+    def again(step, steps):
+        if step == 2:
+            with pytest.raises(
+                ValueError, match=r"another run writes to .*run at this moment; wait for it or stop it"
+            ):
+                train(settings, quick_recipe())
+
+    assert Run(settings, quick_recipe()).train(again).step == STEPS
+
+
+def test_a_run_killed_before_it_wrote_what_it_is_about_begins_again(data, uninterrupted, tmp_path):
+    settings = settings_of(data, tmp_path / "run")
+    settings.output.mkdir()
+    (settings.output / ".run.json.part").write_text("{")
+    train(settings, quick_recipe())
+    assert_same_run(settings.output, uninterrupted)
+
+
 def test_a_folder_with_other_files(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match="holds other files and no run; choose another --output folder"):

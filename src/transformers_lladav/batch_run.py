@@ -7,29 +7,26 @@ missing.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from . import asking
 from .batch_records import read_prompt
 from .eval_asking import Asking, resolve_generation
 from .eval_run import fingerprint
 from .eval_tasks import ReadOptions
-from .files import LOCK, write_text
+from .files import held, write_file, write_text
 from .media import check_media
 from .predicting import answer_in_batches
 from .processes import Processes
 from .prompt_view import PromptViewer
 from .record_files import Raw, RecordError, load_records
 from .records import DEFAULT_QUESTION, Example
-from .run_records import differences
+from .run_records import differences, read_record
 from .sources import is_hub_id
 
 Progress = Callable[[int, int], None]
@@ -109,8 +106,16 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
         RecordError: at a record that cannot be used, unless they are skipped.
         ValueError: if a setting breaks a rule, or another run began here.
     """
-    if settings.output.exists():
-        raise FileExistsError(f"{settings.output} is there already; choose another output or remove it")
+    try:
+        return _run(settings, on_progress)
+    except FileExistsError:
+        _tidy(settings)
+        raise
+
+
+def _run(settings: BatchSettings, on_progress: Progress | None) -> BatchOutcome | None:
+    """The same, which may leave parts beside an output that is there."""
+    _check_output(settings)
     for source in filter(None, (settings.model, settings.adapter)):
         if not Path(source).is_dir() and not is_hub_id(source):
             raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
@@ -122,7 +127,8 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
     )
     with processes.together(), ExitStack() as stack:
         if processes.rank == 0:
-            stack.enter_context(_held(settings.parts))
+            stack.enter_context(held(settings.parts))
+            _check_output(settings)  # again: another run may have ended here meanwhile
             _check_parts(settings.parts, describe(settings, assistant, len(records)))
         processes.wait()
         windows = range(0, len(records), settings.window)
@@ -142,8 +148,8 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
         processes.wait()
         if processes.rank > 0:
             return None
-        bad = _join(settings, list(windows))
-    shutil.rmtree(settings.parts)
+        bad = _join(settings, windows, len(records))
+        _remove(settings.parts)  # while it is held, so that nobody begins to write there
     return BatchOutcome(len(records), bad, earlier)
 
 
@@ -196,49 +202,85 @@ def _digest(source: Path) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The folder of parts, for one run alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"another run writes to {folder} at this moment; wait for it or stop it") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _check_output(settings: BatchSettings) -> None:
+    """Refuse an output that is there."""
+    if settings.output.exists():
+        raise FileExistsError(f"{settings.output} is there already; choose another output or remove it")
+
+
+def _remove(parts: Path) -> None:
+    """Remove parts, and first what they would be taken up by."""
+    (parts / SETTINGS).unlink(missing_ok=True)
+    shutil.rmtree(parts)
+
+
+def _tidy(settings: BatchSettings) -> None:
+    """Remove parts that are of no use beside an output: a run was killed while it removed them, or came too late."""
+    if not settings.parts.is_dir():
+        return
+    with suppress(ValueError, OSError), held(settings.parts):  # whoever holds them removes them
+        if not (settings.parts / SETTINGS).is_file() or _are_joined(settings):
+            _remove(settings.parts)
+
+
+def _are_joined(settings: BatchSettings) -> bool:
+    """Whether the output is what stands in the parts."""
+    with settings.output.open("rb") as output:
+        for part in sorted(settings.parts.glob("*.jsonl")):
+            content = part.read_bytes()
+            if output.read(len(content)) != content:
+                return False
+        return not output.read(1)
 
 
 def _check_parts(folder: Path, record: dict[str, Any]) -> None:
     """Begin a run, or make sure that it is the one that began here."""
     path = folder / SETTINGS
     if not path.is_file():
+        for part in folder.glob("*.jsonl"):  # of a run that was killed while it removed its parts
+            part.unlink()
         write_text(path, json.dumps(record, indent=1) + "\n")
         return
-    if found := list(differences(json.loads(path.read_text(encoding="utf-8")), record)):
+    if found := list(differences(read_record(path), record)):
         raise ValueError(
             f"{folder} holds another run: {'; '.join(found[:5])}. Repeat the command it was begun with to go on, or "
             "choose another output or remove the folder"
         )
 
 
-def _join(settings: BatchSettings, windows: Sequence[int]) -> int:
+def _join(settings: BatchSettings, windows: Sequence[int], records: int) -> int:
     """Put the windows together, and say how many records have an error."""
     for start in windows:
         if not part_of(settings, start).is_file():
             raise ValueError(
                 f"{settings.parts} holds no {part_of(settings, start).name}; all processes must write to the same disk"
             )
-    scratch, bad = settings.output.with_name(f".{settings.output.name}.part"), 0
-    with scratch.open("wb") as output:
-        for start in windows:
-            content = part_of(settings, start).read_bytes()
-            bad += sum(settings.column not in json.loads(line) for line in content.splitlines())
-            output.write(content)
-    os.replace(scratch, settings.output)
+    bad = 0
+
+    def write(scratch: Path) -> None:
+        nonlocal bad
+        with scratch.open("wb") as output:
+            for start in windows:
+                content, found = _read_part(part_of(settings, start), min(settings.window, records - start))
+                bad += sum(settings.column not in record for record in found)
+                output.write(content)
+
+    write_file(settings.output, write)
     return bad
+
+
+def _read_part(part: Path, count: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """The answers of a window as they stand there, and as records; a damaged file is refused."""
+    content = part.read_bytes()
+    try:
+        found = [json.loads(line) for line in content.splitlines()]
+        if len(found) != count:
+            raise ValueError(f"{len(found)} of {count} records")
+    except ValueError as error:
+        raise ValueError(
+            f"{part} is damaged ({error}); remove it and repeat the command, which answers its records again"
+        ) from error
+    return content, found
 
 
 class _Answerer:

@@ -109,17 +109,17 @@ def demo(
 
     from . import asking
     from .demo import answer_card, run_demo
+    from .files import save_picture
     from .shape_scenes import render_scene
 
     index = random.randrange(100_000) if scene is None else scene
     with loading():
         assistant = asking.load(model, device)
     drawn, rows = run_demo(assistant, index)
-    output.mkdir(parents=True, exist_ok=True)
     picture_file, card_file = output / f"scene-{index}.png", output / f"scene-{index}-answers.png"
     picture = render_scene(drawn, 512)
-    picture.save(picture_file)
-    answer_card(picture, rows).save(card_file)
+    save_picture(picture, picture_file)
+    save_picture(answer_card(picture, rows), card_file)
     out.print(f"Picture: {picture_file} (scene {index}; repeat with --scene {index})")
     table = Table("question", "true answer", "model's answer", "tokens / forward", show_lines=True)
     for row in rows:

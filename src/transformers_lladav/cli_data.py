@@ -107,6 +107,7 @@ def preview(
     processor = _processor(model, trust_remote_code)
     from .data import read_examples
     from .data_preview import contact_sheet as lay_out
+    from .files import save_picture
     from .prompt_view import PromptViewer
 
     options = _options(image_folder, allow_outside, allow_urls, question)
@@ -120,8 +121,7 @@ def preview(
     out.rule()
     out.print(_legend())
     if contact_sheet is not None:
-        contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-        lay_out(examples).save(contact_sheet)
+        save_picture(lay_out(examples), contact_sheet)
         out.print(Text(f"Saved {contact_sheet}"), soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 import threading
 from collections.abc import Sequence
@@ -145,8 +146,13 @@ def _named(sources: Sequence[str | None]) -> dict[str, str | None]:
 
 
 def wait() -> None:
-    """Leave the work to other threads until Ctrl-C."""
-    threading.Event().wait()
+    """Leave the work to other threads until Ctrl-C or SIGTERM, after which what the page made is removed."""
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
+    try:
+        ended.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_auth(text: str) -> tuple[str, str]:

@@ -8,11 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .eval_asking import Answer, Key
-from .files import LOCK, write_text
-from .run_records import differences
+from .files import content_of, held, write_text
+from .run_records import differences, read_record
 
 SETTINGS, ANSWERS = "settings.json", "answers.jsonl"
 
@@ -30,12 +28,12 @@ def check_folder(folder: Path, record: Mapping[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(item.name != LOCK for item in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or content_of(folder)):
             raise FileExistsError(
                 f"{folder} holds other files and no evaluation; choose another --output folder or empty it"
             )
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_record(path)
     if found := list(differences(earlier, record)):
         raise ValueError(
             f"{folder} holds another evaluation: {'; '.join(found[:5])}. Repeat the command it was begun with "
@@ -55,15 +53,11 @@ def begun(folder: Path, record: Mapping[str, Any]) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it.
+        FileExistsError: as of `check_folder`.
+        ValueError: if another run holds it, or it holds another evaluation.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"another evaluation writes to {folder} at this moment; wait for it or stop it") from error
-    try:
+    with held(folder, "evaluation"):
+        check_folder(folder, record)  # again: another run may have begun and ended here meanwhile
         if not (folder / SETTINGS).is_file():
             write_text(folder / SETTINGS, json.dumps(record, indent=2) + "\n")
         for path in answer_files(folder):
@@ -71,9 +65,6 @@ def begun(folder: Path, record: Mapping[str, Any]) -> Iterator[None]:
             if not content.endswith(b"\n"):
                 os.truncate(path, content.rfind(b"\n") + 1)
         yield
-    finally:
-        lock.release()
-        (folder / LOCK).unlink(missing_ok=True)
 
 
 def answer_files(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from .contact_sheets import SheetRow, contact_sheet
 from .eval_asking import Answer
 from .eval_metrics import interval
 from .eval_tasks import Question, Task
+from .files import save_picture
 from .image_processing_lladav import LladaVImageProcessor, open_picture
 from .media import media_parts, read_frames
 
@@ -189,8 +190,7 @@ def save_sheet(path: Path, tasks: Sequence[Task], answers: Sequence[Answer], cou
         # Right is what the metric says, which need not be the same text.
         is_right = answer.score == 1
         rows.append(SheetRow(_pictures(question), question.turns, answer.expected, answer.given, is_right))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows).save(path, format="PNG")
+    save_picture(contact_sheet(rows), path, "PNG")
 
 
 def _pictures(question: Question) -> list[Image.Image]:

@@ -22,7 +22,7 @@ from .eval_folder import ANSWERS, as_lines, begun, check_folder, merge_answers, 
 from .eval_results import Row, as_tasks, markdown_table, rows_of, sum_up
 from .eval_survey import Progress, Survey, survey
 from .eval_tasks import ReadOptions, Task, open_tasks
-from .files import write_text
+from .files import naming_full_disk, write_text
 from .processes import Processes
 from .quantization import is_quantized
 from .sources import is_hub_id
@@ -263,7 +263,8 @@ def _answer(
     name = ANSWERS if processes.rank == 0 else f"answers.{processes.rank}.jsonl"
     count = len(done)
     report(count, len(everything))
-    with (settings.output / name).open("a", encoding="utf-8") as file:
+    path = settings.output / name
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         for given in ask_batches(assistant.model, assistant.processor, tasks, share, settings.how):
             file.write(as_lines(given))
             file.flush()

@@ -159,7 +159,8 @@ class ForwardPasses:
         logits = self.model.lm_head(hidden)[..., : self.model.config.output_vocab_size]
         if self.views == 1:
             return logits[0]
-        conditional, unconditional = logits
+        # Half precision would overflow where conditional and unconditional logits are far apart.
+        conditional, unconditional = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return unconditional + self.scale * (conditional - unconditional)
 
     def _whole_pass(self, samples: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:

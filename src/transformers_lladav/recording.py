@@ -8,8 +8,7 @@ recorder.finish(question, picture).save_gif("answer.gif")
 import base64
 import io
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from .denoising_lladav import DenoisingStep
-from .files import write_text
+from .files import write_file, write_text
 from .recording_film import paint_frames
 from .recording_page import page
 from .streaming import Draft, DraftDecoder, TokenState
@@ -124,7 +123,7 @@ class Recording:
         texts = [cell.text for cell in self.cells]
         first, *others = paint_frames(_flat(self.picture), self.question, texts, states, width, font)
         durations = [milliseconds_per_step] * len(self.frames) + [hold]
-        _replace(
+        write_file(
             path,
             lambda scratch: first.save(
                 scratch, format="GIF", save_all=True, append_images=others, duration=durations, loop=0
@@ -302,17 +301,6 @@ def _checked(path: str | Path, *suffixes: str) -> Path:
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(suffixes)}; choose another name")
     return path
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let a file be written beside its place, then move it in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _flat(picture: Image.Image) -> Image.Image:

@@ -2,7 +2,29 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a run wrote down about itself.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: if it is none; such files are written whole or not at all, so that somebody else changed it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another output, or remove {path.parent}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no record of a run; choose another output, or remove {path.parent}")
+    return record
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from .files import write_text
+from .files import content_of, write_text
 from .processes import on_cpu
 from .recipes import Recipe
-from .run_records import differences
+from .run_records import differences, read_record
 
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -214,13 +214,13 @@ def begin_or_continue(settings: RunSettings, recipe: Recipe, facts: dict[str, An
     }
     record = json.loads(json.dumps({"recipe": asdict(recipe), **about, "finished": False}))
     if not path.is_file():
-        if settings.output.exists() and any(settings.output.iterdir()):
+        if settings.output.exists() and content_of(settings.output):
             raise FileExistsError(
                 f"{settings.output} holds other files and no run; choose another --output folder or empty it"
             )
         write_text(path, json.dumps(record, indent=2) + "\n")
         return record
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_record(path)
     if found := list(differences({**earlier, "finished": False}, record)):
         raise ValueError(
             f"{settings.output} holds a run with other settings: {'; '.join(found[:5])}. Repeat the command it "
@@ -235,7 +235,7 @@ def finish_record(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    record = read_record(folder / RUN)
     write_text(folder / RUN, json.dumps({**record, "finished": True}, indent=2) + "\n")
 
 
@@ -248,4 +248,4 @@ def is_finished(folder: Path) -> bool:
     Returns:
         Whether there is nothing left to do.
     """
-    return bool(json.loads((folder / RUN).read_text(encoding="utf-8"))["finished"])
+    return bool(read_record(folder / RUN)["finished"])

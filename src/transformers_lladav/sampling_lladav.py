@@ -4,7 +4,7 @@ Follows LLaDA's sampling (arXiv:2502.09992, section 2.4 and algorithms 4 and 5) 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
@@ -39,8 +39,9 @@ class Prediction:
     Attributes:
         tokens: (rows, block), the candidate per position.
         likeliest: (rows, block), the candidate if nothing were sampled.
-        confidence: (rows, block), float64, how sure it is.
-        entropy: (rows, block), float64 in nats, of the distribution that is sampled from; None unless asked for.
+        confidence: (rows, block), float64 where the device has it, how sure it is.
+        entropy: (rows, block), in nats and the same type, of the distribution that is sampled from; None unless
+            asked for.
     """
 
     tokens: torch.Tensor
@@ -53,7 +54,10 @@ class RandomDraws(Protocol):
     """Source of the uniform numbers of one step. Asked once per step, tokens before positions."""
 
     def tokens(self, rows: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """(rows that are true, vocabulary) float64 uniforms for sampling candidates."""
+        """(rows that are true, vocabulary) uniforms for sampling candidates.
+
+        They are float64, on the CPU where the device of the rows has no such numbers.
+        """
         ...
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
@@ -70,10 +74,11 @@ class SampleDraws:
     def tokens(self, rows: torch.Tensor, vocabulary: int) -> torch.Tensor:
         """(rows that are true, vocabulary) float64 uniforms, those of a sample from its own generator."""
         draws = [
-            torch.rand(int(row.sum()), vocabulary, dtype=torch.float64, generator=generator, device=generator.device)
+            torch.rand(int(row.sum()), vocabulary, **_widest_from(generator.device), generator=generator)
             for row, generator in zip(rows, self.generators, strict=True)
         ]
-        return torch.cat(draws).to(rows.device)
+        drawn = torch.cat(draws)
+        return drawn.to(rows.device) if drawn.dtype == widest_float(rows.device) else drawn
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
         """(batch, block) uniforms at true positions, those of a sample from its own generator; 0 elsewhere."""
@@ -98,8 +103,9 @@ class OfficialDraws:
     def tokens(self, rows: torch.Tensor, vocabulary: int) -> torch.Tensor:
         """(rows that are true, vocabulary) float64 uniforms, out of a draw for the whole sequence."""
         shape = (1, self.length, vocabulary)
-        draws = torch.rand(shape, dtype=torch.float64, generator=self.generator, device=rows.device)
-        return self._block(rows.shape[1], draws)[rows]
+        device = rows.device if widest_float(rows.device) == torch.float64 else torch.device("cpu")
+        draws = torch.rand(shape, dtype=torch.float64, generator=self.generator, device=device)
+        return self._block(rows.shape[1], draws)[rows.to(device)]
 
     def positions(self, rows: torch.Tensor) -> torch.Tensor:
         """(1, block) uniforms, out of a draw for the whole sequence."""
@@ -115,7 +121,7 @@ def sample_generators(
     Args:
         generator: None, one, or one per sample.
         batch: how many samples.
-        device: where new generators draw.
+        device: where new generators draw; on the CPU, if it has no float64.
 
     Returns:
         One generator per sample.
@@ -129,6 +135,7 @@ def sample_generators(
         return generator
     where = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=where).tolist()
+    device = device if widest_float(device) == torch.float64 else torch.device("cpu")
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
@@ -137,6 +144,11 @@ def predict(logits: torch.Tensor, rows: torch.Tensor, settings: SamplingSettings
 
     Confidences are those of the distribution without temperature and noise, taken in float64: in float32 saturated
     probabilities tie at 1.0 and the ranking is lost. Entropies are taken after division by the temperature.
+
+    A device without float64 (MPS) gets float32 instead: of positions that are so sure that their probability is 1
+    there, which is above 1 - 2^-25, the leftmost counts as the surest, so that the order in which tokens are written
+    can differ from other devices'. Noise is drawn and taken to logarithms on the CPU in float64 all the same, since
+    float32 uniforms would never draw what is rarer than 2^-24; generators of such a device draw what they can.
 
     Args:
         logits: (rows that are true, vocabulary) of the masked positions, or (batch * block, vocabulary) of all, if
@@ -152,7 +164,8 @@ def predict(logits: torch.Tensor, rows: torch.Tensor, settings: SamplingSettings
     likeliest = logits.argmax(dim=1)
     tokens = likeliest
     if settings.temperature > 0:
-        noise = (-draws.tokens(rows, logits.shape[1]).to(exact.dtype).log()).log()
+        # Rounded to float32 before, a uniform number could be 1, whose noise is infinite.
+        noise = (-draws.tokens(rows, logits.shape[1]).log()).log().to(exact.dtype).to(exact.device)
         # The logarithm of the official exp(logit) / (-ln u)^T, whose parts can leave the range of numbers.
         tokens = (_truncated(exact, settings) - settings.temperature * noise).argmax(dim=1)
     if settings.remasking == "random":
@@ -169,6 +182,7 @@ def _confidence(exact: torch.Tensor, tokens: torch.Tensor, measure: str) -> torc
     """How sure the candidates are in a measure of `REMASKING` but "random", (positions,)."""
     if measure == "entropy":
         return -_entropy(exact)
+    exact = exact - exact.amax(dim=1, keepdim=True)  # or large logits leave no digits for the sum's logarithm
     total = exact.logsumexp(dim=1)
     if measure == "margin":
         highest = (exact.topk(2, dim=1).values - total[:, None]).exp()  # (positions, 2)
@@ -202,3 +216,8 @@ def _spread(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def widest_float(device: torch.device) -> torch.dtype:
     """Float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _widest_from(device: torch.device) -> dict[str, Any]:
+    """Device and type of what a generator of a device draws."""
+    return {"device": device, "dtype": widest_float(device)}

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import ModelOutput
 
 from .generation_lladav import PICTURE_INPUTS, TOLERATED_INPUTS
+from .sampling_lladav import widest_float
 
 # The head and float64 see so many positions at once: 0.25 GB at LLaDA's vocabulary.
 HEAD_POSITIONS = 128
@@ -372,7 +373,7 @@ def _token_log_likelihoods(
 ) -> torch.Tensor:
     """Log p of the wanted tokens (positions,) at states (1 or 2, positions, hidden), (positions,) float64, CPU."""
     logits = model.lm_head(states)[..., : model.config.output_vocab_size]
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    logits = logits.to(widest_float(logits.device))
     if len(logits) == 2:
         conditional, unconditional = logits
         logits = (unconditional + guidance_scale * (conditional - unconditional))[None]

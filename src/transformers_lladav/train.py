@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from transformers import AutoProcessor, EarlyStoppingCallback
 
 from .data import Examples
+from .files import held
 from .held_out import choose_questions
 from .processes import any_process, training_processes
 from .recipes import Recipe
@@ -251,8 +253,15 @@ class Run:
         Raises:
             FloatingPointError: if a loss or gradient is no number; the last checkpoint stays.
             OSError: if something cannot be written; the last checkpoint stays.
-            ValueError: if the output folder holds a run with other settings.
+            ValueError: if the output folder holds a run with other settings, or another run writes to it.
         """
+        with held(self.settings.output) if self.is_main else nullcontext():
+            return self._train(on_step, on_figures)
+
+    def _train(
+        self, on_step: Callable[[int, int], None] | None, on_figures: Callable[[dict[str, Any]], None] | None
+    ) -> Outcome:
+        """The same, in a folder that nobody else writes to."""
         folder = self.settings.output
         product = folder / (MODEL if self.recipe.lora is None else ADAPTER)
         if self.is_main:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 
-from .files import new_folder, write_text
+from .files import held, new_folder, write_text
 from .processes import any_process, training_processes, worker_options
 from .publishing import save_checkpoint
 from .recipes import Recipe
@@ -81,6 +82,18 @@ def train_tower(
     Returns:
         What came of it; the metrics are the shares of patches whose content is named right, on the validation split.
     """
+    with held(settings.output) if training_processes(settings.device).is_main_process else nullcontext():
+        return _train(settings, recipe, first, on_step, on_figures)
+
+
+def _train(
+    settings: RunSettings,
+    recipe: Recipe,
+    first: int,
+    on_step: Callable[[int, int], None] | None,
+    on_figures: Callable[[dict[str, Any]], None] | None,
+) -> Outcome:
+    """The same, in a folder that nobody else writes to."""
     folder, product = settings.output, settings.output / MODEL
     assert recipe.max_steps is not None
     count = recipe.max_steps * recipe.global_batch_size
