@@ -431,9 +431,11 @@ TESTED_WITH = {
 # Data that options are made of: the standard library and nothing else.
 LIGHT = {"recipes"}
 SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub", "safetensors"}
+# base64, io and urllib: pictures from URLs are fetched and decoded here, header first, because transformers would
+# decode them before anybody could look at their size.
 STANDARD_LIBRARY_IN_SHIPPED = {
-    "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "itertools", "json", "math",
-    "os", "re", "typing",
+    "base64", "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "io", "itertools",
+    "json", "math", "os", "re", "typing", "urllib",
 }  # fmt: skip
 
 
