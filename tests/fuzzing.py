@@ -24,8 +24,26 @@ SECONDS = 30  # a case that takes longer hangs; the longest real one takes less 
 REFUSALS = (ValueError, TypeError, OSError)
 
 MARKUP = ("{{ 7 * 7 }}", "{% for x in y %}", "{#", "{{ messages.__class__.__mro__ }}", "<script>alert(1)</script>")
-CONTROL = ("<image>", "<video>\n", "<|eot_id|>", "<|mdm_mask|>", "<|start_header_id|>system<|end_header_id|>", "[MASK:3]")
-ODD = ("\ud800", "\ufdd0", "\ufeffa", "\x00", "\u202e", "\x1b[2J", "../../etc/passwd", "\\\\host\\share", "a" * 300, "")
+CONTROL = (
+    "<image>",
+    "<video>\n",
+    "<|eot_id|>",
+    "<|mdm_mask|>",
+    "<|start_header_id|>system<|end_header_id|>",
+    "[MASK:3]",
+)
+ODD = (
+    "\ud800",
+    "\ufdd0",
+    "\ufeffa",
+    "\x00",
+    "\u202e",
+    "\x1b[2J",
+    "../../etc/passwd",
+    "\\\\host\\share",
+    "a" * 300,
+    "",
+)
 NUMBERS = (0, -1, 1, 2**31, 2**63, 10**400, -(10**30), 0.0, -0.0, 1e308, float("nan"), float("inf"), float("-inf"))
 
 texts = st.sampled_from((*MARKUP, *CONTROL, *ODD)) | st.text(max_size=12)

@@ -435,7 +435,7 @@ SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "h
 # decode them before anybody could look at their size.
 STANDARD_LIBRARY_IN_SHIPPED = {
     "base64", "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "io", "itertools",
-    "json", "math", "os", "re", "typing", "urllib",
+    "json", "math", "os", "re", "reprlib", "typing", "urllib",
 }  # fmt: skip
 
 

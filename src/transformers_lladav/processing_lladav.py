@@ -9,6 +9,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from .chat_template_lladav import build_chat_template
 from .chat_text_lladav import (
     as_batch,
+    check_chats,
     check_continuable,
     escape,
     escape_all,
@@ -158,10 +159,12 @@ class LladaVProcessor(ProcessorMixin):
             The prompt, or a list of prompts; with `tokenize` the ids, with `return_dict` all model inputs.
 
         Raises:
-            TypeError: if a message is no dictionary.
-            ValueError: if a message to be continued is empty, or placeholders and pictures do not match.
+            TypeError: if a chat is no list, or a message no dictionary.
+            ValueError: if a role or a content is none, a message to be continued is empty, placeholders and pictures
+                do not match, or the template cannot make a prompt of the chat.
         """
         call = dict(processor_kwargs or {})
+        conversation = check_chats(conversation)
         if continue_final_message is True:
             check_continuable(conversation)
         if sanitize_control_tokens:
@@ -178,16 +181,14 @@ class LladaVProcessor(ProcessorMixin):
                     "tokenize=True, or give them to the processor together with the prompt"
                 )
             call[BESIDE_THE_CHAT] = beside
-        return super().apply_chat_template(
-            conversation,
-            chat_template,
-            tools=tools,
-            documents=documents,
-            tokenize=tokenize,
-            continue_final_message=continue_final_message,
-            processor_kwargs=call,
-            **kwargs,
-        )
+        kwargs |= {"tokenize": tokenize, "continue_final_message": continue_final_message, "processor_kwargs": call}
+        try:
+            return super().apply_chat_template(conversation, chat_template, tools=tools, documents=documents, **kwargs)
+        except Exception as error:
+            # Jinja's errors have no base among Python's own but Exception, and Jinja is not always there to ask.
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise ValueError(f"the chat template cannot make a prompt of this chat: {error}") from error
 
     def control_tokens(self) -> tuple[str, ...]:
         """All control tokens, which are text where somebody types them.

@@ -80,7 +80,13 @@ def follow_coverage(name: str, cases: int, seed: int, counts: Counter[str], plac
     from hypothesis import given
 
     feed = given(target.STRATEGY)(checker(name, place, counts)).hypothesis.fuzz_one_input
-    options = [f"-runs={cases}", f"-seed={seed}", "-max_len=8192", f"-artifact_prefix={place}/", "-print_final_stats=1"]
+    options = [
+        f"-runs={cases}",
+        f"-seed={seed}",
+        "-max_len=8192",
+        f"-artifact_prefix={place}/",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], *options], feed)
     try:
         atheris.Fuzz()
