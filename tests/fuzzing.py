@@ -164,7 +164,7 @@ def changed(draw: Any, document: Any, most: int = 3, replacements: Any = values)
             holder = holder[key]
         change = draw(st.sampled_from(("replace", "replace", "replace", "remove", "rename", "wrap")))
         if change == "replace":
-            holder[last] = draw(replacements)
+            holder[last] = copy.deepcopy(draw(replacements))  # a later change may go into it
         elif change == "remove":
             del holder[last]
         elif change == "wrap":

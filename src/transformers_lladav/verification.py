@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from .chat_template_lladav import build_chat_template
 from .configuration_lladav import LladaVConfig
@@ -34,6 +33,7 @@ from .weights import (
 # Settings that the image processor and the configuration share.
 GEOMETRY = ("image_grid_pinpoints", "max_tiles", "newline_position", "single_tile_newline")
 PROCESSOR_MAP = {"AutoProcessor": "processing_lladav.LladaVProcessor"}
+MANY_LAYERS = 200  # more, without tensors for them, are not laid out
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 # A system message, so that a checkpoint may have another default one.
 PROBE = [
@@ -161,15 +161,15 @@ def _read_config(
             return LladaVConfig.from_pretrained(folder)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         return LladaVConfig(**translate_config(stored, shapes, vision))
-    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
+    except Exception as error:  # of a foreign file; transformers' readers raise anything
         problems += [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
         return None
 
 
 def _check_tensors(findings: _Findings, tensors: Mapping[str, StoredTensor], config: Any, problems: list[str]) -> None:
     readable = not problems
-    if config is not None:
-        expected = model_shapes(config)
+    expected = _expected_shapes(config, len(tensors), problems) if config is not None else None
+    if expected is not None:
         if config.tie_word_embeddings and HEAD not in tensors:
             expected.pop(HEAD, None)
         problems += tensor_problems(tensors, expected, complete=readable)
@@ -183,6 +183,19 @@ def _check_tensors(findings: _Findings, tensors: Mapping[str, StoredTensor], con
         findings.warnings("weights", [f"config.json states {stated}, but the tensors are {mixture}"])
     elif len(kinds) > 1:
         findings.warnings("weights", [f"the tensors are of several types ({mixture}); loading makes one of them"])
+
+
+def _expected_shapes(config: Any, stored: int, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    """What the model needs; nothing if config.json describes no model, or one that would take for ever to lay out."""
+    layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
+    if layers > max(stored, MANY_LAYERS):
+        problems.append(f"config.json describes {layers} layers, but there are {stored} tensors")
+        return None
+    try:
+        return model_shapes(config)
+    except Exception as error:  # an activation or a position encoding that nobody knows
+        problems.append(f"config.json describes no model that can be built: {type(error).__name__}: {error}")
+        return None
 
 
 def _check_values(findings: _Findings, tensors: Mapping[str, StoredTensor], progress: Progress) -> dict[str, str]:

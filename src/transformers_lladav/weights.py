@@ -6,7 +6,7 @@ Reading goes by headers; values are looked at one tensor at a time, so that memo
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 2 * 10**9
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLE_STARTS = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")  # torch.save makes zip archives of them
 # What a training run leaves beside its weights; neither opened nor copied.
 TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state")
 # Buffers that older releases stored and that are computed here.
@@ -147,7 +148,7 @@ def pickle_problems(names: Iterable[str]) -> list[str]:
         f"{name} is a pickle, which can run any code when it is opened; it is refused. Save its tensors as "
         "safetensors on a machine you can afford to lose, or remove it if the folder has safetensors as well"
         for name in sorted(names)
-        if name.endswith(PICKLES) and not name.startswith(TRAINING_STATE)
+        if name.lower().endswith(PICKLES) and not name.startswith(TRAINING_STATE)
     ]
 
 
@@ -230,8 +231,15 @@ def _scan_file(file: Path, problems: list[str]) -> list[StoredTensor]:
                     continue
                 found.append(StoredTensor(file, key, tuple(entry.get_shape()), DTYPES[entry.get_dtype()]))
     except (SafetensorError, OSError) as error:
-        problems.append(f"{file.name} is truncated or damaged ({error}); download it again")
+        problems.append(f"{file.name} {_what_is_wrong(file, error)}")
     return found
+
+
+def _what_is_wrong(file: Path, error: Exception) -> str:
+    with suppress(OSError), file.open("rb") as handle:
+        if handle.read(2) in PICKLE_STARTS:
+            return "is a pickle or a zip archive, whatever its name says; it is refused"
+    return f"is truncated or damaged ({error}); download it again"
 
 
 def _index_problems(index: dict[str, Any], files: set[str], tensors: Mapping[str, StoredTensor]) -> list[str]:

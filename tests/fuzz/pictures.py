@@ -46,7 +46,7 @@ def _encoded() -> tuple[bytes, ...]:
     return (*contents, frames.getvalue(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"<svg/>", b"")
 
 
-def _png(width: int, height: int, depth: int, colour: int, body: bytes) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, body: bytes) -> bytes:
     """A PNG with right checksums, whatever its header says."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
@@ -61,7 +61,7 @@ def _png(width: int, height: int, depth: int, colour: int, body: bytes) -> bytes
 
 SIDES = st.integers(0, 70) | st.sampled_from((4096, 65535, 2**31 - 1, 2**32 - 1))
 DEPTHS, COLOURS = st.sampled_from((1, 2, 4, 8, 16, 3, 255)), st.sampled_from((0, 2, 3, 4, 6, 7))
-contents = damaged(_encoded()) | st.builds(_png, SIDES, SIDES, DEPTHS, COLOURS, st.binary(max_size=99))
+contents = damaged(_encoded()) | st.builds(png, SIDES, SIDES, DEPTHS, COLOURS, st.binary(max_size=99))
 urls = st.builds(
     lambda kind, body, tail: f"data:image/{kind}{body}{tail}",
     st.sampled_from(("png;base64,", "jpeg;base64,", "png,", "svg+xml;utf8,", "", ";base64", "png;base64,,")),
