@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "chat_text_lladav": set(),
     "checkpoint_keys_lladav": set(),
     "features_lladav": {"tiling_lladav"},
-    "image_processing_lladav": {"tiling_lladav"},
+    "opening_lladav": set(),
+    "image_processing_lladav": {"opening_lladav", "tiling_lladav"},
     "processing_lladav": {
         "chat_template_lladav",
         "chat_text_lladav",
@@ -423,6 +424,7 @@ TESTED_WITH = {
     "training_activations": "training_memory",
     "denoising_lladav": "generation_lladav",
     "modeling_outputs_lladav": "modeling_lladav",
+    "opening_lladav": "image_processing_lladav",
     "modeling_text_lladav": "modeling_lladav",
     "official_export": "export_official",
     "recording_film": "recording",

@@ -13,7 +13,6 @@ from .official_config_lladav import OFFICIAL_MODEL_TYPE, SIGLIP2_SO400M
 from .official_folder_lladav import is_official, native_config, source_folder
 from .tiling_lladav import DEFAULT_PINPOINTS
 
-
 TEXT_SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",

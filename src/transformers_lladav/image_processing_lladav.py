@@ -4,31 +4,26 @@ LLaDA-V, arXiv:2505.16933, section 3 ("anyres"). Pixel values depend on Pillow's
 another library's resize differs by up to one grey level.
 """
 
-import base64
-import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Literal, NamedTuple
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import ImageInput, PILImageResampling
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
+from .opening_lladav import open_encoded, open_picture
 from .tiling_lladav import DEFAULT_PINPOINTS, best_resolution, fitted_size, tile_layout, video_token_count
 
 PAD_COLOUR = (127, 127, 127)
-# Pillow leaves these to others: Ghostscript runs the program that an EPS file is, and Windows plays a WMF.
-FOREIGN_FORMATS = ("EPS", "WMF")
-FETCH_SECONDS = 60  # without a byte
+NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
+MAX_TILE, MAX_CANVAS = 16384, 2**28  # in pixels: a side, and an area; far beyond any vision tower
 
 
 class LladaVImageProcessorKwargs(ImagesKwargs, total=False):
@@ -73,123 +68,58 @@ class Geometry(NamedTuple):
     single_tile_newline: bool
 
 
-def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
-    """Turn whatever a user calls a picture into an upright RGB image.
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _are(value: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list | tuple) and length in (None, len(value)) and all(map(kind, value))
+
+
+def _is_canvas(value: Any) -> bool:
+    return _are(value, _is_whole, 2) and value[0] * value[1] <= MAX_CANVAS
+
+
+_WHOLE: tuple[Callable[[Any], bool], str] = (_is_whole, "a whole number of at least 1")
+SETTING_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "patch_size": _WHOLE,
+    "max_tiles": _WHOLE,
+    "max_image_pixels": _WHOLE,
+    "max_video_frames": _WHOLE,
+    "image_mean": (lambda value: _are(value, _is_finite, 3), "three finite numbers"),
+    "image_std": (lambda value: _are(value, _is_finite, 3) and 0 not in value, "three finite numbers other than 0"),
+    "rescale_factor": (_is_finite, "a finite number"),
+    "newline_position": (lambda value: value in NEWLINE_POSITIONS, f"one of {', '.join(NEWLINE_POSITIONS)}"),
+    "image_grid_pinpoints": (
+        lambda value: _are(value, _is_canvas),
+        f"a list of [height, width] in pixels, at most {MAX_CANVAS} in a canvas",
+    ),
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of an image processor that cut no picture, or one that no memory holds.
 
     Args:
-        source: a path, an http(s) or data URL, a PIL image, a numpy array or a torch tensor.
-        name: what messages call it, such as "image 2".
-        max_pixels: pictures with more are refused before decoding.
-
-    Returns:
-        The picture in mode RGB.
+        settings: those that are known, by name; None stands for a default.
 
     Raises:
-        ValueError: if it cannot be read, is empty, or is too large; names the picture, the limit and the way out.
-        TypeError: if it is none of the accepted types.
+        ValueError: with the name, the value and the rule.
     """
-    if isinstance(source, str | os.PathLike):
-        name = f"{name} ({str(source)[:200]})"
-    if not (isinstance(source, str | os.PathLike | Image.Image | np.ndarray) or hasattr(source, "detach")):
-        raise TypeError(f"a picture is a path, a URL, a PIL image or an array, not {type(source).__name__}")
-    try:
-        picture = _open(source, max_pixels)
-        _check_size(picture.size, name, max_pixels)
-        if not isinstance(source, Image.Image):
-            picture = ImageOps.exif_transpose(picture)
-        picture.load()
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except _SizeError:
-        raise
-    except Image.DecompressionBombError as error:
+    for name, (fits, rule) in SETTING_RULES.items():
+        if settings.get(name) is not None and not fits(settings[name]):
+            raise ValueError(f"{name}={settings[name]!r:.80} of the image processor must be {rule}")
+    size = settings.get("size")
+    if size is None or isinstance(size, SizeDict):
+        return
+    sides = [size] if isinstance(size, int) else list(size.values()) if isinstance(size, Mapping) else size
+    if not _are(sides, lambda side: _is_whole(side) and side <= MAX_TILE):
         raise ValueError(
-            f"{name} is too large to be decoded safely: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
-            f"max_image_pixels (now {max_pixels})"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{name} cannot be read as a picture: cannot identify image file; give PNG, JPEG or another format that "
-            f"Pillow reads without the help of other programs (not {' or '.join(FOREIGN_FORMATS)})"
-        ) from error
-    except Exception as error:  # whatever a decoder meets in foreign bytes
-        raise ValueError(f"{name} cannot be read as a picture: {str(error) or repr(error)}") from error
-
-
-class _SizeError(ValueError):
-    """A picture without pixels, or with too many."""
-
-
-def open_encoded(file: Any) -> Image.Image:
-    """Read the header of an encoded picture, of a format that Pillow decodes without other programs.
-
-    Args:
-        file: its path, or a file with its bytes.
-
-    Returns:
-        The picture, not decoded, as it was saved: not turned upright.
-
-    Raises:
-        Exception: whatever its decoder raises, mostly an `OSError`.
-    """
-    Image.init()  # learns the names of all formats
-    return Image.open(file, formats=[kind for kind in Image.ID if kind not in FOREIGN_FORMATS])
-
-
-def _open(source: Any, max_pixels: int) -> Image.Image:
-    if isinstance(source, Image.Image):
-        if source.format in FOREIGN_FORMATS and getattr(source, "tile", None):  # opened, and not decoded yet
-            raise OSError(f"{source.format} is drawn by another program, which is not started; save it as PNG")
-        return source
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(source)):
-        return open_encoded(source)
-    if isinstance(source, str):
-        if source.startswith("data:image/"):
-            return open_encoded(io.BytesIO(_inline(source)))
-        if source.startswith(("http://", "https://")):
-            return open_encoded(io.BytesIO(_fetch(source, 8 * max_pixels + 2**20)))
-        raise FileNotFoundError("there is no such file; give a path, an http(s) URL or a data:image/ URL")
-    if hasattr(source, "detach"):
-        source = source.detach().cpu().numpy()
-    return _from_array(source)
-
-
-def _inline(url: str) -> bytes:
-    """The bytes in a data URL."""
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise OSError("the data URL has no ';base64,' before the picture; write data:image/png;base64,...")
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except ValueError as error:
-        raise OSError(f"the data URL is not base64: {error}") from error
-
-
-def _fetch(url: str, most: int) -> bytes:
-    """What a server sends, as long as a picture can be that is saved with 16 bits per channel and no compression."""
-    with urlopen(Request(url, headers={"User-Agent": "lladav"}), timeout=FETCH_SECONDS) as answer:
-        content: bytes = answer.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"the server sends more than {most} bytes, which no allowed picture needs")
-    return content
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if 0 in pixels.shape:
-        raise OSError(f"an array of shape {pixels.shape} has no pixels")
-    try:
-        return to_pil_image(pixels[..., None] if pixels.ndim == 2 else pixels)
-    except (ValueError, TypeError) as error:
-        raise OSError(f"an array of shape {pixels.shape} and type {pixels.dtype}: {error}") from error
-
-
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise _SizeError(f"{name} has size {width} x {height}; both sides must be at least 1 pixel")
-    if width * height > max_pixels:
-        raise _SizeError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than max_image_pixels={max_pixels}; "
-            f"pass max_image_pixels={width * height} if you trust it"
+            f"size={size!r:.80} of the image processor must be a height and a width in pixels, at most {MAX_TILE}"
         )
 
 
@@ -216,6 +146,11 @@ class LladaVImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[LladaVImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """What transformers calls with the settings of a new processor, and with those of every call."""
+        check_settings(kwargs)
+        return super()._standardize_kwargs(**kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open every picture of a nested list; see `open_picture` for what is accepted and raised."""
@@ -441,4 +376,4 @@ def _apply_table(pixels: Sequence[np.ndarray], table: np.ndarray) -> np.ndarray:
     return out
 
 
-__all__ = ["LladaVImageProcessor"]
+__all__ = ["LladaVImageProcessor", "open_encoded", "open_picture"]

@@ -88,12 +88,18 @@ class LladaVProcessor(ProcessorMixin):
         Raises:
             OfficialCheckpointError: if an official configuration cannot be translated, or the tokenizer has other ids
                 than it assumes.
+            OSError: if a file is missing or holds something else.
         """
         # `pipeline` hands the model's dtype to every part; a tokenizer would keep it and could not be saved any more.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         parts = load_parts(pretrained_model_name_or_path, vision_config, **kwargs)
         if parts is None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            try:
+                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            except (UnicodeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+                # transformers looks up what the files name, and says no more than that it failed.
+                text = f"{type(error).__name__}: {error}; are its JSON files whole, and UTF-8?"
+                raise OSError(f"the processor of {pretrained_model_name_or_path} cannot be loaded: {text}") from error
         processor = cls.from_args_and_dict(parts, {}, **kwargs)
         processor.tokenizer.chat_template = processor.chat_template  # as it is where a processor was saved
         return processor

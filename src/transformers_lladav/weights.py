@@ -238,7 +238,7 @@ def _scan_file(file: Path, problems: list[str]) -> list[StoredTensor]:
 def _what_is_wrong(file: Path, error: Exception) -> str:
     with suppress(OSError), file.open("rb") as handle:
         if handle.read(2) in PICKLE_STARTS:
-            return "is a pickle or a zip archive, whatever its name says; it is refused"
+            return "is a pickle or an archive of one, whatever its name says; it is refused"
     return f"is truncated or damaged ({error}); download it again"
 
 
@@ -390,7 +390,7 @@ def write_weights(
     Raises:
         OSError: if a file cannot be written.
     """
-    advance = advance or _ignore
+    advance = advance or (lambda _: None)
     shards = plan_shards(tensors, dtype, max_shard_bytes)
     metadata = {"format": "pt"} | ({ORIGIN: origin} if origin else {})
     problems: list[str] = []
@@ -438,10 +438,6 @@ def stored_origin(folder: Path) -> str | None:
         except (SafetensorError, OSError):
             return None
     return origins.pop() if len(origins) == 1 else None
-
-
-def _ignore(_: int) -> None:
-    """Nobody watches."""
 
 
 def _non_finite(name: str, tensor: StoredTensor | NewTensor, bad: int, before: Any, after: torch.Tensor) -> str:

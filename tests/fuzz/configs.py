@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hypothesis import strategies as st
 from huggingface_hub.errors import StrictDataclassError
+from hypothesis import strategies as st
 
 import parity
 from fuzzing import REFUSALS, Finding, attempt, changed, json_bytes, nested, numbers, scalars
