@@ -1,7 +1,7 @@
 """What all fuzz targets share: strategies for hostile input, and the property that every target asserts.
 
-A target is a module of `tests/fuzz/` with a `STRATEGY` that makes cases and a `check(case, place)` that feeds one to the
-library. `tests/test_fuzz.py` runs each with a small budget, `tests/fuzz/run.py` with large ones.
+A target is a module of `tests/fuzz/` with a `STRATEGY` that makes cases and a `check(case, place)` that feeds one to
+the library. `tests/test_fuzz.py` runs each with a small budget, `tests/fuzz/run.py` with large ones.
 """
 
 import copy

@@ -141,6 +141,7 @@ def verify(folder: Path, vision_config: Mapping[str, Any] | None = None, progres
             _check_code(findings, folder)
         else:
             _check_official_tokenizer(findings, folder, config)
+            _warn_of_code(findings, folder)
     return Report(folder, layout, tuple(findings), digests)
 
 
@@ -298,7 +299,9 @@ def _check_template(findings: _Findings, processor: Any) -> None:
         ours = processor.apply_chat_template(PROBE, **options)
         official = processor.apply_chat_template(PROBE, chat_template=build_chat_template(), **options)
     except Exception as error:  # a template may raise anything
-        findings.errors("chat template", [f"it fails on an ordinary chat: {str(error).splitlines()[0]}"], "")
+        findings.errors(
+            "chat template", [f"it fails on an ordinary chat: {str(error.__cause__ or error).splitlines()[0]}"], ""
+        )
         return
     if ours == official:
         findings.errors("chat template", [], "makes the official prompts")
@@ -348,12 +351,11 @@ def _check_auto_map(findings: _Findings, folder: Path, stored: Mapping[str, Any]
 def _check_code(findings: _Findings, folder: Path) -> None:
     expected = {path.name: path for path in code_files()}
     present = {path.name for path in folder.glob("*.py")}
-    different = [
-        name for name in sorted(present & set(expected)) if (folder / name).read_bytes() != expected[name].read_bytes()
-    ]
+    different = [name for name in sorted(present & set(expected)) if not _same(folder / name, expected[name])]
+    lines = ", ".join(f"{name}:{_first_difference(folder / name, expected[name])}" for name in different)
     problem = (
-        f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True. If it is from another "
-        "release, remove the .py files: `lladav push` adds those of this one"
+        f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True (first differences: "
+        f"{lines}). If it is from another release, remove the .py files: `lladav push` adds those of this one"
     )
     if missing := sorted(set(expected) - present):
         which = "no code files" if not present & set(expected) else f"without {', '.join(missing)}"
@@ -362,6 +364,27 @@ def _check_code(findings: _Findings, folder: Path) -> None:
     if different or not missing:
         fine = f"{len(expected)} files ({len(ENTRY_MODULES)} entries), equal to the package's"
         findings.errors("code", [problem] if different else [], fine)
+
+
+def _same(file: Path, ours: Path) -> bool:
+    """Whether two files have the same bytes; one of another size is not read."""
+    return file.is_file() and file.stat().st_size == ours.stat().st_size and file.read_bytes() == ours.read_bytes()
+
+
+def _first_difference(file: Path, ours: Path) -> int:
+    """The line in which a code file leaves ours; 0 for what is no file."""
+    if not file.is_file():
+        return 0
+    expected = [*ours.read_bytes().splitlines(keepends=True), b""]
+    with file.open("rb") as theirs:
+        return next(n for n, line in enumerate(expected, start=1) if theirs.readline(len(line) + 1) != line)
+
+
+def _warn_of_code(findings: _Findings, folder: Path) -> None:
+    """Code beside official weights: nothing here runs it, but its own Auto classes would."""
+    if names := sorted(path.name for path in folder.glob("*.py")):
+        text = f"{', '.join(names)}: code beside official weights, which this package neither needs nor runs"
+        findings.warnings("code", [text])
 
 
 def _check_official_tokenizer(findings: _Findings, folder: Path, config: Any) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint_keys_lladav import native_key
+from .strict_json import loads
 
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 2 * 10**9
@@ -122,11 +123,11 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         Its content, or nothing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(content, dict):
@@ -163,8 +164,8 @@ def weight_files(folder: Path) -> list[Path]:
         none, all safetensors files.
     """
     try:
-        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = set(loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         named = set()
     files = sorted(folder.glob("*.safetensors"))
     return [file for file in files if file.name in named or file.name.startswith("model")] or files

@@ -1,4 +1,4 @@
-"""Chats as anybody may write them: roles, contents and parts of any kind, and text that would like to be a template."""
+"""Chats as anybody may write them: roles, contents and parts of any kind, and text that would be a template."""
 
 from functools import cache
 from pathlib import Path

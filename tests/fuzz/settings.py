@@ -28,10 +28,15 @@ RIGHT = {
     "prompt_refresh_interval": st.none() | st.integers(1, 8),
     "stop_strings": st.lists(texts, max_size=2) | texts,
     "eos_token_id": st.integers(0, 9) | st.lists(st.integers(0, 9)),
-    "sampler_config": st.fixed_dictionaries({"_cls_name": st.sampled_from((*RULES, "Evil", "__import__"))}, optional={"threshold": scalars, "factor": scalars, "bound": scalars}),
-    "compile_config": st.fixed_dictionaries({}, optional={"mode": scalars, "dynamic": scalars, "backend": texts, "x": scalars}),
+    "sampler_config": st.fixed_dictionaries(
+        {"_cls_name": st.sampled_from((*RULES, "Evil", "__import__"))},
+        optional={"threshold": scalars, "factor": scalars, "bound": scalars},
+    ),
+    "compile_config": st.fixed_dictionaries(
+        {}, optional={"mode": scalars, "dynamic": scalars, "backend": texts, "x": scalars}
+    ),
     "cache_implementation": st.sampled_from(("static", "dynamic", "offloaded")),
-}  # fmt: skip
+}
 right = st.fixed_dictionaries({}, optional=RIGHT)
 STRATEGY = st.tuples(
     st.builds(lambda first, second: {**first, **second}, right, st.dictionaries(NAMES, values, max_size=2)) | right,
