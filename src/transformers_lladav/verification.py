@@ -237,7 +237,7 @@ def _check_processor(findings: _Findings, folder: Path, config: Any) -> None:
     try:
         processor = LladaVProcessor.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        findings.errors("processor", [f"it cannot be loaded: {str(error).splitlines()[0]}"], "")
+        findings.errors("processor", [f"it cannot be loaded: {_first_line(error)}"], "")
         return
     images = processor.image_processor
     settings = {name: (getattr(images, name), getattr(config, name)) for name in GEOMETRY}
@@ -251,6 +251,10 @@ def _check_processor(findings: _Findings, folder: Path, config: Any) -> None:
     findings.errors("processor", different, "loads, and cuts pictures as the model expects")
     _check_ids(findings, processor, config)
     _check_template(findings, processor)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _plain(value: Any) -> Any:
@@ -299,9 +303,8 @@ def _check_template(findings: _Findings, processor: Any) -> None:
         ours = processor.apply_chat_template(PROBE, **options)
         official = processor.apply_chat_template(PROBE, chat_template=build_chat_template(), **options)
     except Exception as error:  # a template may raise anything
-        findings.errors(
-            "chat template", [f"it fails on an ordinary chat: {str(error.__cause__ or error).splitlines()[0]}"], ""
-        )
+        text = f"it fails on an ordinary chat: {_first_line(error.__cause__ or error)}"
+        findings.errors("chat template", [text], "")
         return
     if ours == official:
         findings.errors("chat template", [], "makes the official prompts")
