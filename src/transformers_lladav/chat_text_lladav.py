@@ -21,6 +21,8 @@ MAX_HOLE = 65536
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio")
 MEDIA_KEYS = (*MEDIA_PARTS, "url", "path", "base64")
 
+TOO_DEEP = "what a chat, its tools or its documents hold is nested too deeply; hundreds of levels are not text"
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlevel = 2
@@ -91,13 +93,23 @@ def escape_all(value: Any, tokens: tuple[str, ...]) -> Any:
 
     Returns:
         A copy; what is no string, list, tuple or mapping is the caller's own object.
+
+    Raises:
+        ValueError: if it is nested hundreds of levels deep.
     """
+    try:
+        return _escape_all(value, tokens)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+
+
+def _escape_all(value: Any, tokens: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         return escape(value, tokens)
     if isinstance(value, Mapping):
-        return {escape_all(key, tokens): escape_all(entry, tokens) for key, entry in value.items()}
+        return {_escape_all(key, tokens): _escape_all(entry, tokens) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        entries = [escape_all(entry, tokens) for entry in value]
+        entries = [_escape_all(entry, tokens) for entry in value]
         return entries if isinstance(value, list) else tuple(entries)
     return value
 

@@ -117,7 +117,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if size is None or isinstance(size, SizeDict):
         return
     sides = [size] if isinstance(size, int) else list(size.values()) if isinstance(size, Mapping) else size
-    if not _are(sides, lambda side: _is_whole(side) and side <= MAX_TILE):
+    if (sides is size and not _are(size, _is_whole, 2)) or not _are(
+        sides, lambda side: _is_whole(side) and side <= MAX_TILE
+    ):
         raise ValueError(
             f"size={size!r:.80} of the image processor must be a height and a width in pixels, at most {MAX_TILE}"
         )

@@ -8,6 +8,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 
 from .chat_template_lladav import build_chat_template
 from .chat_text_lladav import (
+    TOO_DEEP,
     as_batch,
     check_chats,
     check_continuable,
@@ -190,6 +191,8 @@ class LladaVProcessor(ProcessorMixin):
         kwargs |= {"tokenize": tokenize, "continue_final_message": continue_final_message, "processor_kwargs": call}
         try:
             return super().apply_chat_template(conversation, chat_template, tools=tools, documents=documents, **kwargs)
+        except RecursionError as error:
+            raise ValueError(TOO_DEEP) from error
         except Exception as error:
             # Jinja's errors have no base among Python's own but Exception, and Jinja is not always there to ask.
             if type(error).__module__.partition(".")[0] != "jinja2":

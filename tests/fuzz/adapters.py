@@ -11,9 +11,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from conftest import tiny_config
 from fuzzing import Finding, attempt, changed, damaged, json_bytes, outcome
-from transformers_lladav import LladaVForMaskedDiffusion
+from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion
 from transformers_lladav.adapter_checks import check_adapter
 from transformers_lladav.adapter_fit import AdapterError, check_fit, import_peft, read_base
 from transformers_lladav.card_facts import (
@@ -29,9 +28,15 @@ BASE = {
     "commit": None,
     "model_type": "lladav",
     "quantization": None,
-    "sizes": {"text_config.hidden_size": 32, "vision_config.patch_size": 14},
+    "sizes": {"text_config.hidden_size": 128, "text_config.num_hidden_layers": 4},
     "fingerprints": {"language_layers": "00"},
 }
+
+
+@cache
+def config() -> LladaVConfig:
+    """That of the bundled checkpoint."""
+    return LladaVConfig.from_pretrained(BUNDLED_CHECKPOINT)
 
 
 @cache
@@ -40,7 +45,7 @@ def right() -> tuple[dict[str, Any], bytes]:
     peft = import_peft()
     settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], base_model_name_or_path="owner/base")
     with torch.device("meta"):
-        bare = LladaVForMaskedDiffusion(tiny_config())
+        bare = LladaVForMaskedDiffusion(config())
     shapes = peft.get_peft_model_state_dict(peft.get_peft_model(bare, settings, low_cpu_mem_usage=True))
     tensors = {name: torch.zeros(tuple(tensor.shape)) for name, tensor in shapes.items()}
     document = settings.to_dict()
@@ -93,7 +98,7 @@ def check(case: Any, place: Path) -> str:
     described = attempt(read_recipe, folder, refusals=ValueError)
     if isinstance(described, dict):
         attempt(settings_table, described, refusals=())
-    fit = attempt(check_fit, folder, tiny_config(), refusals=ValueError)
+    fit = attempt(check_fit, folder, config(), refusals=ValueError)
     if isinstance(fit, AdapterError) and not fit.problems:
         raise Finding("an AdapterError without a problem")
     try:
