@@ -37,6 +37,7 @@ from transformers_lladav.chat_template_lladav import build_chat_template
 from transformers_lladav.data import Examples, read_examples
 from transformers_lladav.image_processing_lladav import open_picture
 from transformers_lladav.media import MediaFolder, picture_size
+from transformers_lladav.official_config_lladav import config_problems
 from transformers_lladav.official_folder_lladav import stored_shapes
 from transformers_lladav.presets_lladav import find_preset
 from transformers_lladav.record_files import DataError, RecordError
@@ -378,6 +379,24 @@ def test_a_processor_file_in_another_encoding_is_named(tmp_path):
     (folder / "processor_config.json").write_bytes("{}".encode("utf-16"))
     with pytest.raises(OSError, match=r"the processor of .*it cannot be loaded: UnicodeDecodeError.*UTF-8\?"):
         LladaVProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image_grid_pinpoints", [[float("inf"), 384]], r"image_grid_pinpoints=\[\[inf, 384\]\]; give"),
+        ("image_grid_pinpoints", "[" * 100_000, "image_grid_pinpoints=.*; give"),
+        ("image_grid_pinpoints", "(1x1),...,(99999999x99999999)", "more than 64 tiles across or down is refused"),
+        ("rope_theta", 10**400, "rope_theta=1000.*; it must be a finite number above 0"),
+        ("rope_theta", "a", "rope_theta='a'; it must be"),
+        ("rope_theta", float("nan"), "rope_theta=nan; it must be"),
+    ],
+)
+def test_an_official_configuration_that_would_never_end_is_refused(name, value, words):
+    official = json.loads((parity.OFFICIAL / "config.json").read_text())
+    problems = config_problems({**official, name: value})
+    assert len(problems) == 1
+    assert re.search(words, problems[0])
 
 
 def test_an_official_index_nested_without_end_is_refused(tmp_path):

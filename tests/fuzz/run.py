@@ -79,18 +79,20 @@ def follow_coverage(name: str, cases: int, seed: int, counts: Counter[str], plac
     from hypothesis import given
 
     feed = given(target.STRATEGY)(checker(name, place, counts)).hypothesis.fuzz_one_input
-    options = [
-        f"-runs={cases}",
-        f"-seed={seed}",
-        "-max_len=8192",
-        f"-artifact_prefix={place}/",
-        "-print_final_stats=1",
-    ]
-    atheris.Setup([sys.argv[0], *options], feed)
-    try:
-        atheris.Fuzz()
-    finally:
-        print(json.dumps({"target": name, "counts": counts, "finding": None}), flush=True)
+
+    def watched(data: bytes) -> None:
+        # libFuzzer ends the process without a word to Python, so that the counts are told as they grow.
+        try:
+            feed(data)
+        except BaseException as error:
+            print(json.dumps({"target": name, "counts": counts, "finding": describe(error)}), flush=True)
+            raise
+        if counts.total() % 50 == 0:
+            print(json.dumps({"target": name, "counts": counts, "finding": None}), flush=True)
+
+    options = [f"-runs={cases}", f"-seed={seed}", "-max_len=8192", f"-artifact_prefix={place}/"]
+    atheris.Setup([sys.argv[0], *options], watched)
+    atheris.Fuzz()
 
 
 def run_here(arguments: argparse.Namespace) -> int:
