@@ -96,7 +96,7 @@ class LladaVTextConfig(PreTrainedConfig):
             ValueError: if a size is not above 0, a number is not finite, the heads do not divide the hidden size or
                 the key-value heads do not divide the heads.
         """
-        _check_whole(self, (*TEXT_SIZES, "num_key_value_heads", "head_dim"))
+        _check_whole(self, (*TEXT_SIZES, "num_key_value_heads"))
         if not 0 < self.rms_norm_eps < 1:
             raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must lie between 0 and 1")
         if not 0 <= self.initializer_range < math.inf:
@@ -110,6 +110,7 @@ class LladaVTextConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
+        _check_whole(self, ("head_dim",))
 
 
 @auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
