@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "chat_text_lladav": set(),
     "checkpoint_keys_lladav": set(),
     "features_lladav": {"tiling_lladav"},
-    "image_processing_lladav": {"tiling_lladav"},
+    "opening_lladav": set(),
+    "image_processing_lladav": {"opening_lladav", "tiling_lladav"},
     "processing_lladav": {
         "chat_template_lladav",
         "chat_text_lladav",
@@ -94,7 +95,8 @@ MAY_IMPORT = {
     "parts_config": {"configuration_lladav", "official_config_lladav"},
     "publishing": SHIPPED,
     "files": set(),
-    "weights": {"checkpoint_keys_lladav"},
+    "strict_json": set(),
+    "weights": {"checkpoint_keys_lladav", "strict_json"},
     "verification": SHIPPED | {"publishing", "weights"},
     "comparison": {"weights"},
     "sources": {"weights"},
@@ -356,7 +358,7 @@ MAY_IMPORT = {
         "recipes",
         "record_files",
     },
-    "record_files": set(),
+    "record_files": {"strict_json"},
     "media": {"image_processing_lladav", "record_files"},
     "records": {"media", "record_files"},
     "data": {"media", "record_files", "records"},
@@ -379,7 +381,7 @@ MAY_IMPORT = {
         "records",
     },
     "result_tables": set(),
-    "card_facts": {"weights"},
+    "card_facts": {"strict_json", "weights"},
     "cards": {"__init__", "card_facts", "presets_lladav", "recipes", "result_tables", "sources", "weights"},
     "adapter_checks": {"card_facts", "sources", "weights"},
     "adapter_fit": {"adapter_checks", "card_facts", "files", "modeling_lladav", "trainable", "weights"},
@@ -426,6 +428,7 @@ TESTED_WITH = {
     "training_activations": "training_memory",
     "denoising_lladav": "generation_lladav",
     "modeling_outputs_lladav": "modeling_lladav",
+    "opening_lladav": "image_processing_lladav",
     "modeling_text_lladav": "modeling_lladav",
     "official_export": "export_official",
     "recording_film": "recording",
@@ -434,9 +437,11 @@ TESTED_WITH = {
 # Data that options are made of: the standard library and nothing else.
 LIGHT = {"recipes"}
 SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub", "safetensors"}
+# base64, io and urllib: pictures from URLs are fetched and decoded here, header first, because transformers would
+# decode them before anybody could look at their size.
 STANDARD_LIBRARY_IN_SHIPPED = {
-    "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "itertools", "json", "math",
-    "os", "re", "typing",
+    "base64", "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "io", "itertools",
+    "json", "math", "os", "re", "reprlib", "typing", "urllib",
 }  # fmt: skip
 
 

@@ -242,9 +242,15 @@ def read_base(folder: Path) -> dict[str, Any]:
         As `describe_base` returns it; nothing for adapters from elsewhere.
 
     Raises:
-        ValueError: if the file cannot be read.
+        ValueError: if the file cannot be read, or says something else.
     """
-    return read_object(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
+    if not (folder / BASE_FILE).is_file():
+        return {}
+    recorded = read_object(folder / BASE_FILE)
+    for name in ("sizes", "fingerprints"):
+        if not isinstance(recorded.get(name, {}), dict):
+            raise ValueError(f"{folder / BASE_FILE} has {name}={recorded[name]!r:.80}, which is no object")
+    return recorded
 
 
 def check_files(folder: Path) -> None:
@@ -268,7 +274,7 @@ def check_files(folder: Path) -> None:
 def _tensor_problems(folder: Path, config: Any) -> list[str]:
     """Compare the tensors of an adapter with those that PEFT would put beside this base, by a model without memory."""
     stored = _stored_shapes(folder)
-    settings = import_peft().PeftConfig.from_pretrained(folder)
+    settings = _read_settings(folder)
     if settings.is_prompt_learning:
         return [f"peft_type={settings.peft_type.value!r} is a prompt, not an adapter beside layers"]
     try:
@@ -276,6 +282,8 @@ def _tensor_problems(folder: Path, config: Any) -> list[str]:
     except ValueError as error:  # PEFT found no layer to put it beside
         targets = getattr(settings, "target_modules", None)
         return [f"target_modules={targets!r} fit no layer of the base: {' '.join(str(error).split())}"]
+    except Exception as error:  # PEFT reckons with whatever a foreign file says
+        return [f"PEFT cannot put it beside the base: {_in_words(error)}; is {ADAPTER_CONFIG} as it was saved?"]
     foreign = [_plain(name) for name in stored if name not in allowed]
     missing = [_plain(name) for name in needed if name not in stored]
     wrong = [
@@ -291,6 +299,21 @@ def _tensor_problems(folder: Path, config: Any) -> list[str]:
     return [
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for names, what in found if names
     ]
+
+
+def _read_settings(folder: Path) -> Any:
+    """What PEFT makes of an adapter's configuration."""
+    peft = import_peft()
+    read_object(folder / ADAPTER_CONFIG)  # says more of a file that is none
+    try:
+        return peft.PeftConfig.from_pretrained(folder)
+    except Exception as error:  # PEFT looks up whatever a foreign file names
+        reason = f"{ADAPTER_CONFIG} describes no adapter that PEFT knows: {_in_words(error)}"
+        raise AdapterError(folder, "cannot be loaded", [reason]) from error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _plain(name: str) -> str:

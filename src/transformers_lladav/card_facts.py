@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .strict_json import loads
 from .weights import StoredTensor, scan_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -126,8 +127,8 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: if it is missing, unreadable or no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")

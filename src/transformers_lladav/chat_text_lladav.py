@@ -6,6 +6,7 @@ tokenised, and decoded, as the text that was typed.
 """
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,6 +20,12 @@ MAX_HOLE = 65536
 
 MEDIA_PARTS = ("image", "image_url", "video", "video_url", "audio")
 MEDIA_KEYS = (*MEDIA_PARTS, "url", "path", "base64")
+
+TOO_DEEP = "what a chat, its tools or its documents hold is nested too deeply; hundreds of levels are not text"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlevel = 2
 
 HOLE = re.compile(r" ?\[MASK:([^\[\]]*)(\]?)")
 
@@ -86,13 +93,23 @@ def escape_all(value: Any, tokens: tuple[str, ...]) -> Any:
 
     Returns:
         A copy; what is no string, list, tuple or mapping is the caller's own object.
+
+    Raises:
+        ValueError: if it is nested hundreds of levels deep.
     """
+    try:
+        return _escape_all(value, tokens)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+
+
+def _escape_all(value: Any, tokens: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         return escape(value, tokens)
     if isinstance(value, Mapping):
-        return {escape_all(key, tokens): escape_all(entry, tokens) for key, entry in value.items()}
+        return {_escape_all(key, tokens): _escape_all(entry, tokens) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        entries = [escape_all(entry, tokens) for entry in value]
+        entries = [_escape_all(entry, tokens) for entry in value]
         return entries if isinstance(value, list) else tuple(entries)
     return value
 
@@ -315,6 +332,66 @@ def as_batch(conversation: Any) -> tuple[Any, bool]:
     """
     batched = isinstance(conversation, list | tuple) and isinstance(next(iter(conversation), None), list | tuple)
     return conversation if batched else [conversation], batched
+
+
+def check_chats(conversation: Any) -> Any:
+    """Refuse what no template can make a prompt of, in words that name the message.
+
+    Args:
+        conversation: a chat or a batch of chats; a message may lack a content, which some templates do without.
+
+    Returns:
+        The same; a single chat that is no list, such as a generator, as a list.
+
+    Raises:
+        TypeError: if a chat is no list of dictionaries.
+        ValueError: if there is no chat or no message, or if a role, a content or a part of one is no such thing.
+    """
+    if isinstance(conversation, str | bytes | Mapping) or not isinstance(conversation, Iterable):
+        raise TypeError(f"a chat is a list of messages, not {_named(conversation)}")
+    conversation = conversation if isinstance(conversation, list | tuple) else list(conversation)
+    chats, batched = as_batch(conversation)
+    for number, chat in enumerate(chats):
+        of_chat = f" of chat {number}" if batched else ""
+        if not isinstance(chat, list | tuple):
+            raise TypeError(f"chat {number} is a list of messages, not {_named(chat)}")
+        if not chat:
+            raise ValueError(f"the chat{of_chat[8:]} has no messages; give at least one")
+        for index, message in enumerate(chat):
+            if not isinstance(message, Mapping):
+                kind = type(message).__name__
+                raise TypeError(f"message {index} is a {kind}; give a dictionary with the keys role and content")
+            _check_message(message, f"message {index}{of_chat}")
+    return conversation
+
+
+def _check_message(message: Mapping[Any, Any], where: str) -> None:
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise ValueError(f"{where} has the role {_named(role)}; give a text such as 'user'")
+    if content is not None and not isinstance(content, str | list | tuple):
+        raise ValueError(f"{where} has the content {_named(content)}; give a text or a list of parts")
+    texts = [role] + ([content] if isinstance(content, str) else [])
+    for part in content if isinstance(content, list | tuple) else ():
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise ValueError(
+                f"{where} has the part {_named(part)}; give a dictionary such as {{'type': 'text', 'text': 'Hello'}}"
+            )
+        if part["type"] == "text":
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"{where} has a part of type text whose text is {_named(part.get('text'))}")
+            texts.append(part["text"])
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise ValueError(f"{where} holds {half!r}, half of a character, which no text may; remove it") from error
+
+
+def _named(value: Any) -> str:
+    shown = _SHORT.repr(value)
+    return shown if value is None or isinstance(value, str | int | float) else f"the {type(value).__name__} {shown}"
 
 
 def given_any(items: Any) -> bool:

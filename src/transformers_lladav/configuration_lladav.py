@@ -1,15 +1,30 @@
 """Hyper-parameters of LLaDA-V: sizes, token ids and picture geometry, checked when they are made."""
 
+import math
 import os
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import auto_docstring
 
 from .official_config_lladav import OFFICIAL_MODEL_TYPE, SIGLIP2_SO400M
 from .official_folder_lladav import is_official, native_config, source_folder
 from .tiling_lladav import DEFAULT_PINPOINTS
+
+TEXT_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def _check_whole(config: Any, names: tuple[str, ...]) -> None:
+    """Refuse sizes that are no whole numbers above 0, before anything divides by them."""
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r:.80} must be a whole number of at least 1")
 
 
 @auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
@@ -67,6 +82,7 @@ class LladaVTextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        _check_whole(self, TEXT_SIZES)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -77,8 +93,14 @@ class LladaVTextConfig(PreTrainedConfig):
         """Check that the sizes fit each other; called by `strict` after construction.
 
         Raises:
-            ValueError: if the heads do not divide the hidden size or the key-value heads do not divide the heads.
+            ValueError: if a size is not above 0, a number is not finite, the heads do not divide the hidden size or
+                the key-value heads do not divide the heads.
         """
+        _check_whole(self, (*TEXT_SIZES, "num_key_value_heads"))
+        if not 0 < self.rms_norm_eps < 1:
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must lie between 0 and 1")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range} must be a finite number of at least 0")
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
@@ -88,6 +110,7 @@ class LladaVTextConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
+        _check_whole(self, ("head_dim",))
 
 
 @auto_docstring(checkpoint="GSAI-ML/LLaDA-V")
@@ -146,7 +169,12 @@ class LladaVConfig(PreTrainedConfig):
             self.vision_config = dict(SIGLIP2_SO400M)
         if isinstance(self.vision_config, dict):
             sizes = dict(self.vision_config)
-            self.vision_config = CONFIG_MAPPING[sizes.pop("model_type", "siglip_vision_model")](**sizes)
+            kind = sizes.pop("model_type", SIGLIP2_SO400M["model_type"])
+            if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"vision_config has model_type={kind!r:.80}; LLaDA-V's tower is a {SIGLIP2_SO400M['model_type']!r}"
+                )
+            self.vision_config = CONFIG_MAPPING[kind](**sizes)
         if self.image_grid_pinpoints is None:
             self.image_grid_pinpoints = [list(size) for size in DEFAULT_PINPOINTS]
         self.suppressed_token_ids = list(self.suppressed_token_ids)
@@ -191,10 +219,16 @@ class LladaVConfig(PreTrainedConfig):
 
         Raises:
             OfficialCheckpointError: if an official configuration cannot be translated.
+            ValueError: if a native one cannot be used.
         """
         if is_official(config_dict):
             config_dict = native_config(config_dict, kwargs.get("name_or_path"), kwargs.pop("vision_config", None))
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (ValueError, TypeError, OSError, StrictDataclassError):
+            raise
+        except Exception as error:  # transformers looks names up as it reads, and says no more than that it failed
+            raise ValueError(f"the configuration cannot be used: {type(error).__name__}: {error}") from error
 
     @property
     def patches_per_side(self) -> int:
@@ -207,6 +241,12 @@ class LladaVConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the field, its value and the rule.
         """
+        _check_whole(self.vision_config, ("image_size", "patch_size", "hidden_size", "num_hidden_layers"))
+        if self.patches_per_side < 1:
+            raise ValueError(
+                f"image_size={self.vision_config.image_size} is less than patch_size={self.vision_config.patch_size}; "
+                "a tile has at least one patch"
+            )
         vocab_size, tile = self.text_config.vocab_size, self.vision_config.image_size
         for name in ("image_token_id", "video_token_id", "mask_token_id"):
             if not 0 <= getattr(self, name) < vocab_size:
@@ -214,9 +254,10 @@ class LladaVConfig(PreTrainedConfig):
         if not 0 < self.output_vocab_size <= vocab_size:
             raise ValueError(f"output_vocab_size={self.output_vocab_size} must lie in 1..vocab_size={vocab_size}")
         for pinpoint in self.image_grid_pinpoints:
-            if len(pinpoint) != 2 or any(side <= 0 or side % tile for side in pinpoint):
+            sides = pinpoint if isinstance(pinpoint, list | tuple) else ()
+            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % tile == 0 for side in sides):
                 raise ValueError(
-                    f"image_grid_pinpoints has {pinpoint}; each entry is [height, width] in multiples of the "
+                    f"image_grid_pinpoints has {pinpoint!r:.80}; each entry is [height, width] in multiples of the "
                     f"tile size {tile}"
                 )
         if self.max_tiles < 1:

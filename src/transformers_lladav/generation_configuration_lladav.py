@@ -152,6 +152,7 @@ class LladaVGenerationConfig(GenerationConfig):
         Raises:
             ValueError: with the value, the rule and the fix.
         """
+        self._check_ids()
         self._check_numbers()
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r} is not known; choose one of {', '.join(REMASKING)}")
@@ -162,6 +163,14 @@ class LladaVGenerationConfig(GenerationConfig):
         if isinstance(self.sampler_config, dict):
             self.sampler_config = load_rule(self.sampler_config)
         self._check_together()
+
+    def _check_ids(self) -> None:
+        """Refuse what is no token."""
+        for name in ("eos_token_id", "mask_token_id", "pad_token_id", "bos_token_id"):
+            ids = getattr(self, name)
+            several = name == "eos_token_id" and isinstance(ids, list | tuple)
+            for token in ids if several else [ids]:
+                _check_whole(name, token, 0)
 
     def _check_numbers(self) -> None:
         """Refuse numbers out of range."""
@@ -420,7 +429,7 @@ def resolve_aliases(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_whole(name: str, value: Any, lowest: int) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}")
+        raise ValueError(f"{name}={value!r:.80} must be a whole number of at least {lowest}")
 
 
 def _as_texts(name: str, value: Any) -> list[str]:

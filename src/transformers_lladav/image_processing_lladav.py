@@ -4,25 +4,26 @@ LLaDA-V, arXiv:2505.16933, section 3 ("anyres"). Pixel values depend on Pillow's
 another library's resize differs by up to one grey level.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import ImageInput, PILImageResampling, infer_channel_dimension_format, load_image
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
+from .opening_lladav import open_encoded, open_picture
 from .tiling_lladav import DEFAULT_PINPOINTS, best_resolution, fitted_size, tile_layout, video_token_count
 
 PAD_COLOUR = (127, 127, 127)
+NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
+MAX_TILE, MAX_CANVAS = 16384, 2**28  # in pixels: a side, and an area; far beyond any vision tower
 
 
 class LladaVImageProcessorKwargs(ImagesKwargs, total=False):
@@ -67,75 +68,60 @@ class Geometry(NamedTuple):
     single_tile_newline: bool
 
 
-def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
-    """Turn whatever a user calls a picture into an upright RGB image.
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _are(value: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list | tuple) and length in (None, len(value)) and all(map(kind, value))
+
+
+def _is_canvas(value: Any) -> bool:
+    return _are(value, _is_whole, 2) and value[0] * value[1] <= MAX_CANVAS
+
+
+_WHOLE: tuple[Callable[[Any], bool], str] = (_is_whole, "a whole number of at least 1")
+SETTING_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "patch_size": _WHOLE,
+    "max_tiles": _WHOLE,
+    "max_image_pixels": _WHOLE,
+    "max_video_frames": _WHOLE,
+    "image_mean": (lambda value: _are(value, _is_finite, 3), "three finite numbers"),
+    "image_std": (lambda value: _are(value, _is_finite, 3) and 0 not in value, "three finite numbers other than 0"),
+    "rescale_factor": (_is_finite, "a finite number"),
+    "newline_position": (lambda value: value in NEWLINE_POSITIONS, f"one of {', '.join(NEWLINE_POSITIONS)}"),
+    "image_grid_pinpoints": (
+        lambda value: _are(value, _is_canvas),
+        f"a list of [height, width] in pixels, at most {MAX_CANVAS} in a canvas",
+    ),
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of an image processor that cut no picture, or one that no memory holds.
 
     Args:
-        source: a path, an http(s) or data URL, a PIL image, a numpy array or a torch tensor.
-        name: what messages call it, such as "image 2".
-        max_pixels: pictures with more are refused before decoding.
-
-    Returns:
-        The picture in mode RGB.
+        settings: those that are known, by name; None stands for a default.
 
     Raises:
-        ValueError: if it cannot be read, is empty, or is too large; names the picture, the limit and the way out.
-        TypeError: if it is none of the accepted types.
+        ValueError: with the name, the value and the rule.
     """
-    if isinstance(source, str | os.PathLike):
-        name = f"{name} ({str(source)[:200]})"
-    try:
-        picture = _open(source)
-        _check_size(picture.size, name, max_pixels)
-        if not isinstance(source, Image.Image):
-            picture = ImageOps.exif_transpose(picture)
-        picture.load()
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except Image.DecompressionBombError as error:
+    for name, (fits, rule) in SETTING_RULES.items():
+        if settings.get(name) is not None and not fits(settings[name]):
+            raise ValueError(f"{name}={settings[name]!r:.80} of the image processor must be {rule}")
+    size = settings.get("size")
+    if size is None or isinstance(size, SizeDict):
+        return
+    sides = [size] if isinstance(size, int) else list(size.values()) if isinstance(size, Mapping) else size
+    if (sides is size and not _are(size, _is_whole, 2)) or not _are(
+        sides, lambda side: _is_whole(side) and side <= MAX_TILE
+    ):
         raise ValueError(
-            f"{name} is too large to be decoded safely: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
-            f"max_image_pixels (now {max_pixels})"
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-
-
-def _open(source: Any) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(source)):
-        return Image.open(source)
-    if isinstance(source, str):
-        if source.startswith(("http://", "https://", "data:image/")):
-            return load_image(source)
-        raise FileNotFoundError("there is no such file; give a path, an http(s) URL or a data:image/ URL")
-    if hasattr(source, "detach"):
-        source = source.detach().cpu().numpy()
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    raise TypeError(f"a picture is a path, a URL, a PIL image or an array, not {type(source).__name__}")
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if 0 in pixels.shape:
-        raise OSError(f"an array of shape {pixels.shape} has no pixels")
-    try:
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        usual = not {1, 3}.isdisjoint({pixels.shape[0], pixels.shape[-1]})
-        order = infer_channel_dimension_format(pixels, (1, 3) if usual else (4,))  # the fourth is transparency
-        return to_pil_image(pixels, input_data_format=order)
-    except (ValueError, TypeError) as error:
-        raise OSError(f"an array of shape {pixels.shape} and type {pixels.dtype}: {error}") from error
-
-
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ValueError(f"{name} has size {width} x {height}; both sides must be at least 1 pixel")
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than max_image_pixels={max_pixels}; "
-            f"pass max_image_pixels={width * height} if you trust it"
+            f"size={size!r:.80} of the image processor must be a height and a width in pixels, at most {MAX_TILE}"
         )
 
 
@@ -162,6 +148,11 @@ class LladaVImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[LladaVImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """What transformers calls with the settings of a new processor, and with those of every call."""
+        check_settings(kwargs)
+        return super()._standardize_kwargs(**kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open every picture of a nested list; see `open_picture` for what is accepted and raised."""
@@ -387,4 +378,4 @@ def _apply_table(pixels: Sequence[np.ndarray], table: np.ndarray) -> np.ndarray:
     return out
 
 
-__all__ = ["LladaVImageProcessor"]
+__all__ = ["LladaVImageProcessor", "open_encoded", "open_picture"]

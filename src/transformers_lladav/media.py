@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .image_processing_lladav import LladaVImageProcessor, open_picture
+from .image_processing_lladav import LladaVImageProcessor, open_encoded, open_picture
 from .record_files import PICTURE_SUFFIXES, RecordError, shown
 
 MAX_IMAGE_PIXELS: int = LladaVImageProcessor.max_image_pixels
@@ -160,11 +160,16 @@ def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
 
 def _decoded(content: Any) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = open_encoded(io.BytesIO(content))
+        if picture.width * picture.height > MAX_IMAGE_PIXELS:  # turning decodes
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels are more than {MAX_IMAGE_PIXELS}; write the picture to a "
+                "file, for which max_image_pixels can be raised"
+            )
         ImageOps.exif_transpose(picture, in_place=True)
         return picture
     except Exception as error:  # whatever a decoder meets in foreign bytes
-        raise RecordError(f"the bytes of a picture cannot be read: {error}") from error
+        raise RecordError(f"the bytes of a picture cannot be read: {str(error) or repr(error)}") from error
 
 
 def media_parts(messages: Sequence[Mapping[str, Any]], kind: str) -> list[Any]:
@@ -231,10 +236,10 @@ def _header_size(source: Picture) -> Size | None:
     if isinstance(source, Image.Image):
         return source.height, source.width
     try:
-        with Image.open(source) as picture:
+        with open_encoded(source) as picture:
             sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
             return (picture.width, picture.height) if sideways else (picture.height, picture.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # decoders of foreign files raise anything
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 OFFICIAL_MODEL_TYPE = "llava_llada"
 DEFAULT_TILE = 384
+MAX_TILES_ACROSS = 64
 
 SIGLIP2_SO400M = {
     "model_type": "siglip_vision_model",
@@ -73,6 +74,9 @@ def config_problems(official: Mapping[str, Any]) -> list[str]:
         value = official.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             problems.append(f"config.json has {name}={value!r}; it must be a whole number of at least 1")
+    theta = official.get("rope_theta", 500000.0)
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < 1e30:
+        problems.append(f"config.json has rope_theta={theta!r:.80}; it must be a finite number above 0")
     for name, supported in SUPPORTED_VALUES.items():
         if name in official and official[name] not in supported:
             choices = ", ".join(repr(value) for value in supported)
@@ -187,6 +191,11 @@ def read_pinpoints(official: str | Sequence[Sequence[int]], tile: int) -> list[l
         counts = [(int(width), int(height)) for width, height in re.findall(r"\((\d+)\s*x\s*(\d+)\)", official)]
         if counts:
             (first_width, first_height), (last_width, last_height) = counts[0], counts[-1]
+            if max(last_width, last_height) > MAX_TILES_ACROSS:
+                raise ValueError(
+                    f"image_grid_pinpoints={official[:80]}; a canvas of more than {MAX_TILES_ACROSS} tiles across or "
+                    "down is refused"
+                )
             return [
                 [tile * height, tile * width]
                 for width in range(first_width, last_width + 1)
@@ -195,7 +204,7 @@ def read_pinpoints(official: str | Sequence[Sequence[int]], tile: int) -> list[l
     try:
         pairs = json.loads(official) if isinstance(official, str) else official
         return [[int(height), int(width)] for width, height in pairs]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # infinity; nesting without end
         raise ValueError(
             f"image_grid_pinpoints={str(official)[:80]}; give [[width, height], ...] in pixels or a range of tile "
             'counts such as "(1x1),...,(6x6)"'

@@ -76,7 +76,7 @@ def language_problems(llada: Mapping[str, Any]) -> list[str]:
     problems += [_not_whole(name, llada.get(name), 0) for name in TOKEN_IDS if not _is_whole(llada.get(name, 0), 0)]
     for name in ("rms_norm_eps", "rope_theta"):
         value = llada.get(name, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             problems.append(f"config.json has {name}={value!r}; it must be a number above 0")
     return problems
 

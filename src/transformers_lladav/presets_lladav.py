@@ -79,8 +79,9 @@ def find_preset(name: str) -> Preset:
     Raises:
         ValueError: for an unknown name, with the nearest ones.
     """
-    preset = PRESETS.get(name.lower())
+    known = name.lower() if isinstance(name, str) else ""
+    preset = PRESETS.get(known)
     if preset is None:
-        close = difflib.get_close_matches(name.lower(), PRESETS, n=3) or list(PRESETS)
-        raise ValueError(f"preset={name!r} is not known; choose one of {', '.join(close)} (see `lladav presets`)")
+        close = difflib.get_close_matches(known, PRESETS, n=3) or list(PRESETS)
+        raise ValueError(f"preset={name!r:.80} is not known; choose one of {', '.join(close)} (see `lladav presets`)")
     return preset

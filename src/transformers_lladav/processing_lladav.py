@@ -8,7 +8,9 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 
 from .chat_template_lladav import build_chat_template
 from .chat_text_lladav import (
+    TOO_DEEP,
     as_batch,
+    check_chats,
     check_continuable,
     escape,
     escape_all,
@@ -87,12 +89,18 @@ class LladaVProcessor(ProcessorMixin):
         Raises:
             OfficialCheckpointError: if an official configuration cannot be translated, or the tokenizer has other ids
                 than it assumes.
+            OSError: if a file is missing or holds something else.
         """
         # `pipeline` hands the model's dtype to every part; a tokenizer would keep it and could not be saved any more.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         parts = load_parts(pretrained_model_name_or_path, vision_config, **kwargs)
         if parts is None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            try:
+                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            except (UnicodeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+                # transformers looks up what the files name, and says no more than that it failed.
+                text = f"{type(error).__name__}: {error}; are its JSON files whole, and UTF-8?"
+                raise OSError(f"the processor of {pretrained_model_name_or_path} cannot be loaded: {text}") from error
         processor = cls.from_args_and_dict(parts, {}, **kwargs)
         processor.tokenizer.chat_template = processor.chat_template  # as it is where a processor was saved
         return processor
@@ -156,10 +164,12 @@ class LladaVProcessor(ProcessorMixin):
             The prompt, or a list of prompts; with `tokenize` the ids, with `return_dict` all model inputs.
 
         Raises:
-            TypeError: if a message is no dictionary.
-            ValueError: if a message to be continued is empty, or placeholders and pictures do not match.
+            TypeError: if a chat is no list, or a message no dictionary.
+            ValueError: if a role or a content is none, a message to be continued is empty, placeholders and pictures
+                do not match, or the template cannot make a prompt of the chat.
         """
         call = dict(processor_kwargs or {})
+        conversation = check_chats(conversation)
         if continue_final_message is True:
             check_continuable(conversation)
         if sanitize_control_tokens:
@@ -176,16 +186,16 @@ class LladaVProcessor(ProcessorMixin):
                     "tokenize=True, or give them to the processor together with the prompt"
                 )
             call[BESIDE_THE_CHAT] = beside
-        return super().apply_chat_template(
-            conversation,
-            chat_template,
-            tools=tools,
-            documents=documents,
-            tokenize=tokenize,
-            continue_final_message=continue_final_message,
-            processor_kwargs=call,
-            **kwargs,
-        )
+        kwargs |= {"tokenize": tokenize, "continue_final_message": continue_final_message, "processor_kwargs": call}
+        try:
+            return super().apply_chat_template(conversation, chat_template, tools=tools, documents=documents, **kwargs)
+        except RecursionError as error:
+            raise ValueError(TOO_DEEP) from error
+        except Exception as error:
+            # Jinja's errors have no base among Python's own but Exception, and Jinja is not always there to ask.
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise ValueError(f"the chat template cannot make a prompt of this chat: {error}") from error
 
     def control_tokens(self) -> tuple[str, ...]:
         """All control tokens, which are text where somebody types them.

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .strict_json import loads, once
+
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TABLE_SUFFIXES = (".csv", ".tsv")
 LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -24,6 +26,9 @@ COLUMNS = {
     "question": ("question", "prompt", "instruction", "query", "input"),
     "answer": ("answer", "caption", "response", "output", "target", "text", "label"),
 }
+
+MAX_LINE = 2**28  # bytes of a line, which is held in memory as a whole; pictures inside of records are far smaller
+MAX_HEADER = 2**20  # characters of a table's first line
 
 Progress = Callable[[int, int], None]
 
@@ -180,7 +185,7 @@ class JsonLines(Sequence[Raw]):
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
-                return _parse_line(file.readline(), f"{self.path.name}:{number}")
+                return _parse_line(file.readline(MAX_LINE + 1), f"{self.path.name}:{number}")
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
 
@@ -199,7 +204,8 @@ def _reader(path: Path) -> Callable[[Path, Progress], Iterator[Raw]]:
             f"{path} is a Parquet file; pass datasets.load_dataset('parquet', data_files=...)['train'] in its place"
         )
     with path.open("rb") as file:
-        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+        lines = iter(lambda: file.readline(MAX_LINE), b"")
+        first = next((line for line in lines if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
     start = first.strip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"[":
         return _json
@@ -217,10 +223,13 @@ def _lines(path: Path, report: Progress) -> Iterator[tuple[int, int, bytes]]:
     offset = 0
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
                 yield number, offset, line
             offset += len(line)
+            while len(line) > MAX_LINE and not line.endswith(b"\n"):  # the rest of what is refused
+                line = file.readline(MAX_LINE + 1)
+                offset += len(line)
             report(offset, size)
 
 
@@ -230,13 +239,15 @@ def _json_lines(path: Path, report: Progress) -> Iterator[Raw]:
 
 
 def _parse_line(line: bytes, source: str) -> Raw:
+    if len(line) > MAX_LINE:
+        return Raw(source, RecordError(f"the line is longer than {MAX_LINE} bytes; split it, or name files", source))
     try:
-        return Raw(source, json.loads(line.decode("utf-8-sig").rstrip()))
+        return Raw(source, loads(line.decode("utf-8-sig").rstrip()))
     except UnicodeDecodeError as error:
         return Raw(source, RecordError(f"the line is not UTF-8 (byte {error.start + 1})", source))
     except json.JSONDecodeError as error:
         return Raw(source, RecordError(f"the line is not JSON: {error.msg} at column {error.colno}", source))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nesting of thousands of levels
+    except ValueError as error:  # a key twice, a number of thousands of digits, nesting of thousands of levels
         return Raw(source, RecordError(f"the line cannot be read as JSON: {error}", source))
 
 
@@ -251,7 +262,7 @@ def _text(path: Path) -> str:
 def _json(path: Path, report: Progress) -> Iterator[Raw]:
     """The records of a list, with the lines they begin in; or a single record."""
     text = _text(path)
-    decoder, position, line, counted = json.JSONDecoder(), _skip(text, 0), 1, 0
+    decoder, position, line, counted = json.JSONDecoder(object_pairs_hook=once), _skip(text, 0), 1, 0
     single = text[position] == "{"
     position = position if single else _skip(text, position + 1)
     while single or text[position : position + 1] != "]":
@@ -306,7 +317,9 @@ def _table(path: Path, report: Progress) -> Iterator[Raw]:
     size, line = path.stat().st_size, 1
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            first = file.readline()
+            first = file.readline(MAX_HEADER)
+            if len(first) == MAX_HEADER:
+                raise DataError(f"{path.name}:1: the header is longer than {MAX_HEADER} characters; is this a table?")
             delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
             header = next(csv.reader([first], delimiter=delimiter), [])
             _check_header(header, path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from .chat_template_lladav import build_chat_template
 from .configuration_lladav import LladaVConfig
@@ -34,6 +33,7 @@ from .weights import (
 # Settings that the image processor and the configuration share.
 GEOMETRY = ("image_grid_pinpoints", "max_tiles", "newline_position", "single_tile_newline")
 PROCESSOR_MAP = {"AutoProcessor": "processing_lladav.LladaVProcessor"}
+MANY_LAYERS = 200  # more, without tensors for them, are not laid out
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 # A system message, so that a checkpoint may have another default one.
 PROBE = [
@@ -141,6 +141,7 @@ def verify(folder: Path, vision_config: Mapping[str, Any] | None = None, progres
             _check_code(findings, folder)
         else:
             _check_official_tokenizer(findings, folder, config)
+            _warn_of_code(findings, folder)
     return Report(folder, layout, tuple(findings), digests)
 
 
@@ -161,15 +162,15 @@ def _read_config(
             return LladaVConfig.from_pretrained(folder)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         return LladaVConfig(**translate_config(stored, shapes, vision))
-    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
+    except Exception as error:  # of a foreign file; transformers' readers raise anything
         problems += [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
         return None
 
 
 def _check_tensors(findings: _Findings, tensors: Mapping[str, StoredTensor], config: Any, problems: list[str]) -> None:
     readable = not problems
-    if config is not None:
-        expected = model_shapes(config)
+    expected = _expected_shapes(config, len(tensors), problems) if config is not None else None
+    if expected is not None:
         if config.tie_word_embeddings and HEAD not in tensors:
             expected.pop(HEAD, None)
         problems += tensor_problems(tensors, expected, complete=readable)
@@ -183,6 +184,19 @@ def _check_tensors(findings: _Findings, tensors: Mapping[str, StoredTensor], con
         findings.warnings("weights", [f"config.json states {stated}, but the tensors are {mixture}"])
     elif len(kinds) > 1:
         findings.warnings("weights", [f"the tensors are of several types ({mixture}); loading makes one of them"])
+
+
+def _expected_shapes(config: Any, stored: int, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    """What the model needs; nothing if config.json describes no model, or one that would take for ever to lay out."""
+    layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
+    if layers > max(stored, MANY_LAYERS):
+        problems.append(f"config.json describes {layers} layers, but there are {stored} tensors")
+        return None
+    try:
+        return model_shapes(config)
+    except Exception as error:  # an activation or a position encoding that nobody knows
+        problems.append(f"config.json describes no model that can be built: {type(error).__name__}: {error}")
+        return None
 
 
 def _check_values(findings: _Findings, tensors: Mapping[str, StoredTensor], progress: Progress) -> dict[str, str]:
@@ -223,7 +237,7 @@ def _check_processor(findings: _Findings, folder: Path, config: Any) -> None:
     try:
         processor = LladaVProcessor.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        findings.errors("processor", [f"it cannot be loaded: {str(error).splitlines()[0]}"], "")
+        findings.errors("processor", [f"it cannot be loaded: {_first_line(error)}"], "")
         return
     images = processor.image_processor
     settings = {name: (getattr(images, name), getattr(config, name)) for name in GEOMETRY}
@@ -237,6 +251,10 @@ def _check_processor(findings: _Findings, folder: Path, config: Any) -> None:
     findings.errors("processor", different, "loads, and cuts pictures as the model expects")
     _check_ids(findings, processor, config)
     _check_template(findings, processor)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _plain(value: Any) -> Any:
@@ -285,7 +303,8 @@ def _check_template(findings: _Findings, processor: Any) -> None:
         ours = processor.apply_chat_template(PROBE, **options)
         official = processor.apply_chat_template(PROBE, chat_template=build_chat_template(), **options)
     except Exception as error:  # a template may raise anything
-        findings.errors("chat template", [f"it fails on an ordinary chat: {str(error).splitlines()[0]}"], "")
+        text = f"it fails on an ordinary chat: {_first_line(error.__cause__ or error)}"
+        findings.errors("chat template", [text], "")
         return
     if ours == official:
         findings.errors("chat template", [], "makes the official prompts")
@@ -335,12 +354,11 @@ def _check_auto_map(findings: _Findings, folder: Path, stored: Mapping[str, Any]
 def _check_code(findings: _Findings, folder: Path) -> None:
     expected = {path.name: path for path in code_files()}
     present = {path.name for path in folder.glob("*.py")}
-    different = [
-        name for name in sorted(present & set(expected)) if (folder / name).read_bytes() != expected[name].read_bytes()
-    ]
+    different = [name for name in sorted(present & set(expected)) if not _same(folder / name, expected[name])]
+    lines = ", ".join(f"{name}:{_first_difference(folder / name, expected[name])}" for name in different)
     problem = (
-        f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True. If it is from another "
-        "release, remove the .py files: `lladav push` adds those of this one"
+        f"{', '.join(different)}: not the package's, and it runs with trust_remote_code=True (first differences: "
+        f"{lines}). If it is from another release, remove the .py files: `lladav push` adds those of this one"
     )
     if missing := sorted(set(expected) - present):
         which = "no code files" if not present & set(expected) else f"without {', '.join(missing)}"
@@ -349,6 +367,27 @@ def _check_code(findings: _Findings, folder: Path) -> None:
     if different or not missing:
         fine = f"{len(expected)} files ({len(ENTRY_MODULES)} entries), equal to the package's"
         findings.errors("code", [problem] if different else [], fine)
+
+
+def _same(file: Path, ours: Path) -> bool:
+    """Whether two files have the same bytes; one of another size is not read."""
+    return file.is_file() and file.stat().st_size == ours.stat().st_size and file.read_bytes() == ours.read_bytes()
+
+
+def _first_difference(file: Path, ours: Path) -> int:
+    """The line in which a code file leaves ours; 0 for what is no file."""
+    if not file.is_file():
+        return 0
+    expected = [*ours.read_bytes().splitlines(keepends=True), b""]
+    with file.open("rb") as theirs:
+        return next(n for n, line in enumerate(expected, start=1) if theirs.readline(len(line) + 1) != line)
+
+
+def _warn_of_code(findings: _Findings, folder: Path) -> None:
+    """Code beside official weights: nothing here runs it, but its own Auto classes would."""
+    if names := sorted(path.name for path in folder.glob("*.py")):
+        text = f"{', '.join(names)}: code beside official weights, which this package neither needs nor runs"
+        findings.warnings("code", [text])
 
 
 def _check_official_tokenizer(findings: _Findings, folder: Path, config: Any) -> None:

@@ -6,7 +6,7 @@ Reading goes by headers; values are looked at one tensor at a time, so that memo
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint_keys_lladav import native_key
+from .strict_json import loads
 
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 2 * 10**9
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLE_STARTS = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")  # torch.save makes zip archives of them
 # What a training run leaves beside its weights; neither opened nor copied.
 TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state")
 # Buffers that older releases stored and that are computed here.
@@ -121,11 +123,11 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         Its content, or nothing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(content, dict):
@@ -147,7 +149,7 @@ def pickle_problems(names: Iterable[str]) -> list[str]:
         f"{name} is a pickle, which can run any code when it is opened; it is refused. Save its tensors as "
         "safetensors on a machine you can afford to lose, or remove it if the folder has safetensors as well"
         for name in sorted(names)
-        if name.endswith(PICKLES) and not name.startswith(TRAINING_STATE)
+        if name.lower().endswith(PICKLES) and not name.startswith(TRAINING_STATE)
     ]
 
 
@@ -162,8 +164,8 @@ def weight_files(folder: Path) -> list[Path]:
         none, all safetensors files.
     """
     try:
-        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = set(loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         named = set()
     files = sorted(folder.glob("*.safetensors"))
     return [file for file in files if file.name in named or file.name.startswith("model")] or files
@@ -230,8 +232,15 @@ def _scan_file(file: Path, problems: list[str]) -> list[StoredTensor]:
                     continue
                 found.append(StoredTensor(file, key, tuple(entry.get_shape()), DTYPES[entry.get_dtype()]))
     except (SafetensorError, OSError) as error:
-        problems.append(f"{file.name} is truncated or damaged ({error}); download it again")
+        problems.append(f"{file.name} {_what_is_wrong(file, error)}")
     return found
+
+
+def _what_is_wrong(file: Path, error: Exception) -> str:
+    with suppress(OSError), file.open("rb") as handle:
+        if handle.read(2) in PICKLE_STARTS:
+            return "is a pickle or an archive of one, whatever its name says; it is refused"
+    return f"is truncated or damaged ({error}); download it again"
 
 
 def _index_problems(index: dict[str, Any], files: set[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
@@ -382,7 +391,7 @@ def write_weights(
     Raises:
         OSError: if a file cannot be written.
     """
-    advance = advance or _ignore
+    advance = advance or (lambda _: None)
     shards = plan_shards(tensors, dtype, max_shard_bytes)
     metadata = {"format": "pt"} | ({ORIGIN: origin} if origin else {})
     problems: list[str] = []
@@ -430,10 +439,6 @@ def stored_origin(folder: Path) -> str | None:
         except (SafetensorError, OSError):
             return None
     return origins.pop() if len(origins) == 1 else None
-
-
-def _ignore(_: int) -> None:
-    """Nobody watches."""
 
 
 def _non_finite(name: str, tensor: StoredTensor | NewTensor, bad: int, before: Any, after: torch.Tensor) -> str:
