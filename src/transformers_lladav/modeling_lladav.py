@@ -85,12 +85,8 @@ class LladaVModel(LladaVPreTrainedModel):
         states, attentions = (kwargs.get(name, getattr(self.config, name, False)) for name in asked)
         if not states and not attentions:
             return BaseModelOutputWithPooling(last_hidden_state=self.encode_tiles(pixel_values))
-        outputs = self.vision_tower(
-            pixel_values.to(self.vision_tower.dtype),
-            output_hidden_states=True,
-            output_attentions=attentions,
-            return_dict=True,
-        )
+        options = {"output_hidden_states": True, "output_attentions": attentions, "return_dict": True}
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **options)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.hidden_states[-1],  # the last layer's: the tower's own output is normed
             hidden_states=outputs.hidden_states if states else None,
