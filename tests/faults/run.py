@@ -380,10 +380,9 @@ def faults_of(case: Case, folder: Path, every: int, kinds: tuple[str, ...]) -> I
     for kind in kinds:
         if kind == "gone" and not case.command.inputs:
             continue
-        at = range(len(case.steps))[:: every if kind == "kill" else 3 * every]
-        for number in at:
-            if kind == "torn" and not case.steps[number].startswith(("open", "write")):
-                continue
+        # Only what is being written can be torn.
+        at = [n for n, step in enumerate(case.steps) if kind != "torn" or step.startswith(("open", "write"))]
+        for number in at[:: every if kind == "kill" else 3 * every]:
             fill(folder, case.start)
             ended = run(case.command, folder, case.scratch, Watch(folder, kind, number, case.command.inputs))
             problem = case.judge(folder, ended) or _left(case, folder)
