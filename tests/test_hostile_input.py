@@ -342,7 +342,7 @@ def test_other_encodings_are_named_as_such(tmp_path, encoding, name):
     [
         ({"text_config": {"num_attention_heads": 0}}, "num_attention_heads=0 must be a whole number of at least 1"),
         ({"text_config": {"num_key_value_heads": 0}}, "num_key_value_heads=0 must be"),
-        ({"text_config": {"rms_norm_eps": float("nan")}}, "rms_norm_eps=nan must lie between 0 and 1"),
+        ({"text_config": {"rms_norm_eps": float("nan")}}, "rms_norm_eps=nan must be above 0 and at most 1"),
         ({"text_config": {"initializer_range": float("inf")}}, "initializer_range=inf must be a finite number"),
         ({"text_config": {"dtype": "{{ 7 * 7 }}"}}, "the configuration cannot be used: AttributeError"),
         ({"vision_config": {"patch_size": 0}}, "patch_size=0 must be"),

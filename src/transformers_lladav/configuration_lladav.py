@@ -97,8 +97,8 @@ class LladaVTextConfig(PreTrainedConfig):
                 the key-value heads do not divide the heads.
         """
         _check_whole(self, (*TEXT_SIZES, "num_key_value_heads"))
-        if not 0 < self.rms_norm_eps < 1:
-            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must lie between 0 and 1")
+        if not 0 < self.rms_norm_eps <= 1:
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must be above 0 and at most 1")
         if not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"initializer_range={self.initializer_range} must be a finite number of at least 0")
         if self.hidden_size % self.num_attention_heads != 0:
