@@ -41,6 +41,14 @@ class TestImageProcessor(images.ImageProcessingTestMixin, unittest.TestCase):
 class TestProcessor(processors.ProcessorTesterMixin, unittest.TestCase):
     processor_class = LladaVProcessor
 
+    def setUp(self):
+        # Writing a complete checkpoint registers the classes for remote code, for the rest of the process.
+        for kind in (LladaVProcessor, LladaVImageProcessor):
+            unregistered = mock.patch.object(kind, "_auto_class", None)
+            unregistered.start()
+            self.addCleanup(unregistered.stop)
+        super().setUp()
+
     @classmethod
     def _setup_image_processor(cls):
         return LladaVImageProcessor(size={"height": 56, "width": 56}, image_grid_pinpoints=[])
