@@ -71,7 +71,7 @@ def free_port():
 
 
 def torchrun(task):
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", f"--master_port={free_port()}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
     return [*launcher, str(SCRIPT), task]
 
 

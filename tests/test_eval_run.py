@@ -377,7 +377,7 @@ assert (outcome is None) == (os.environ["RANK"] == "1")
 def test_two_processes_go_on_with_what_one_began_and_end_with_what_one_would(
     settings, bundled, kill_after, monkeypatch, tmp_path
 ):  # fmt: skip
-    from test_distributed import free_port, run
+    from test_distributed import run
 
     settings = replace(settings, blind=True)
     whole = replace(settings, output=tmp_path / "whole")
@@ -391,7 +391,7 @@ def test_two_processes_go_on_with_what_one_began_and_end_with_what_one_would(
     folder, script = tmp_path / "launched", tmp_path / "script.py"
     folder.mkdir()
     script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     run(launcher, folder, {"output": str(settings.output), "tasks": settings.tasks})
     first, second = (json.loads((folder / f"asked-{rank}.json").read_text()) for rank in (0, 1))
     # Five batches were left, of three and one of one: the first process took three of them.
