@@ -184,4 +184,4 @@ def test_who_stops_listening_takes_the_request_along(assistant, make_talk, files
             break
     pages.close()
     assert ask(talk, [], files[0])[2]
-    assert talk.queues.get("bundled")._waiting.__len__() == 0
+    assert not talk.queues.get("bundled")._waiting

@@ -112,8 +112,7 @@ def web(
     Only this machine reaches it, unless --host says otherwise; give --auth then.
     """
     visitors = None if auth is None else read_auth(auth)
-    with listen(host, port) as probe:  # before the model, as above
-        port = probe.getsockname()[1]
+    port = free_port(host, port)
     with loading():
         from . import web as page
         from .web_talk import Queues, Site
@@ -201,6 +200,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def free_port(host: str, port: int) -> int:
+    """A port that can be listened on, before the model is loaded; 0 is any.
+
+    Raises:
+        OSError: as of `listen`.
+    """
+    with listen(host, port) as probe:
+        found: int = probe.getsockname()[1]
+    return found
 
 
 def listen(host: str, port: int) -> socket.socket:
