@@ -1,11 +1,9 @@
 """Requests in OpenAI's format: what is taken, what is refused and with which words."""
 
 import base64
-import http.server
 import io
 import re
 import struct
-import threading
 import zlib
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from picture_server import serving
 from transformers_lladav import asking
 from transformers_lladav.chat_requests import SETTINGS, ChatRequest, Limits, RequestError, read_messages, read_settings
 from transformers_lladav.eval_asking import Asking
@@ -218,7 +217,7 @@ def test_low_detail_is_one_tile():
     ("asked", "status", "words"),
     [
         (lambda: showing(data_url(b"not a picture")), 400, "picture 1 is no picture in one of the formats PNG"),
-        (lambda: showing("data:image/png;base64,@@@@"), 400, "picture 1 is not base64"),
+        (lambda: showing("data:image/png;base64,@@@@"), 400, "picture 1: the data URL is not base64"),
         (lambda: showing("/etc/passwd"), 400, "files of this machine are not opened"),
         (lambda: showing("file:///etc/passwd"), 400, "files of this machine are not opened"),
         (lambda: showing("http://127.0.0.1/x.png"), 400, "this server fetches nothing"),
@@ -261,33 +260,17 @@ def test_a_picture_that_is_cut_off_is_found_when_it_is_decoded():
 @pytest.fixture
 def web():
     """A server with a picture, and with too much of one."""
-    small, large = file_of(noise(8, 8)), b"\0" * 5000
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = {"/small.png": small, "/large.png": large}.get(self.path)
-            leads = {"/ftp": "ftp://127.0.0.1/x", "/file": "file:///etc/passwd", "/moved": "/small.png"}.get(self.path)
-            self.send_response(302 if leads else 200 if found else 404)
-            if leads:
-                self.send_header("Location", leads)
-            self.end_headers()
-            self.wfile.write(found or b"")
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    pages = {"/small.png": file_of(noise(8, 8)), "/large.png": b"\0" * 5000}
+    moved = {"/ftp": "ftp://127.0.0.1/x", "/file": "file:///etc/passwd", "/moved": "/small.png"}
+    with serving(pages, moved) as url:
+        yield url
 
 
 def test_urls_are_fetched_where_that_is_switched_on(web):
     limits = Limits(allow_urls=True, picture_bytes=1000)
     (message,) = read_messages(showing(f"{web}/small.png"), limits, TILE)()
     assert message["content"][0]["image"].size == (8, 8)
-    with pytest.raises(RequestError, match=r"5,000 bytes or more, and 1,000 are allowed"):
+    with pytest.raises(RequestError, match=r"1,001 bytes or more, and 1,000 are allowed"):
         read_messages(showing(f"{web}/large.png"), limits, TILE)
     with pytest.raises(RequestError, match=r"cannot be fetched from .*404"):
         read_messages(showing(f"{web}/none.png"), limits, TILE)
@@ -301,7 +284,7 @@ def test_urls_are_fetched_where_that_is_switched_on(web):
 
 def test_a_picture_that_trickles_in_is_given_up(web, monkeypatch):
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr("transformers_lladav.chat_requests.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("transformers_lladav.chat_requests.READ_BYTES", 1)
+    monkeypatch.setattr("transformers_lladav.opening_lladav.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("transformers_lladav.opening_lladav.READ_BYTES", 1)
     with pytest.raises(RequestError, match="it took longer than 10 s"):
         read_messages(showing(f"{web}/small.png"), Limits(allow_urls=True), TILE)

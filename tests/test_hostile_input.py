@@ -5,14 +5,12 @@ test_web_view.py, shard indexes in test_weights.py and test_corruptions.py.
 """
 
 import base64
-import http.server
 import io
 import json
 import pickle
 import re
 import shutil
 import struct
-import threading
 import zlib
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from safetensors.torch import save
 
 import parity
 from conftest import tiny_config
+from picture_server import serving
 from transformers_lladav import (
     BUNDLED_CHECKPOINT,
     LladaVConfig,
@@ -163,33 +162,30 @@ def site():
     """Serves a picture, one that is only a header, too much of nothing, and errors."""
     small = png(body=b"\0\1\2\0\3\4")
     pages = {"/it.png": small, "/header.png": png(3000, 2000), "/endless.png": bytes(8 * LIMIT + 2**20 + 1)}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = pages.get(self.path)
-            self.send_response(404 if content is None else 200)
-            self.end_headers()
-            self.wfile.write(content or b"nothing")
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    moved = {"/ftp": "ftp://127.0.0.1/x", "/file": "file:///etc/passwd", "/moved": "/it.png"}
+    pages["http://elsewhere.invalid/it.png"] = small  # asked of it as a proxy
+    with serving(pages, moved) as url:
+        yield url
 
 
 def test_a_picture_from_a_url_is_measured_before_it_is_decoded(site):
-    assert open_picture(f"{site}/it.png", "image 1", LIMIT).size == (2, 2)
+    for path in ("it.png", "moved"):
+        assert open_picture(f"{site}/{path}", "image 1", LIMIT).size == (2, 2)
     for path, words in (
         ("header.png", "has 3000 x 2000 = 6000000 pixels, more than max_image_pixels=10000"),
         ("endless.png", "the server sends more than 1128576 bytes, which no allowed picture needs"),
         ("gone.png", "404"),
+        ("ftp", "cannot be read as a picture"),
+        ("file", "cannot be read as a picture"),
     ):
         with pytest.raises(ValueError, match=words):
             open_picture(f"{site}/{path}", "image 1", LIMIT)
+
+
+def test_pictures_are_fetched_through_the_proxy_of_the_environment(site, monkeypatch):
+    monkeypatch.setenv("http_proxy", site)
+    monkeypatch.setenv("no_proxy", "")
+    assert open_picture("http://elsewhere.invalid/it.png", "image 1", LIMIT).size == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ MAY_IMPORT = {
     "untrusted_pictures": set(),
     "chatting": {"asking", "files", "streaming"},
     "answer_queue": {"assistant", "eval_tasks", "presets_lladav", "streaming"},
-    "chat_requests": {"assistant", "eval_asking", "presets_lladav", "untrusted_pictures"},
+    "chat_requests": {"assistant", "eval_asking", "opening_lladav", "presets_lladav", "untrusted_pictures"},
     "web_view": {"streaming"},
     "web_talk": {"answer_queue", "assistant", "eval_asking", "streaming", "untrusted_pictures", "web_view"},
     "web": {"suite", "web_talk", "web_view"},
@@ -437,11 +437,11 @@ TESTED_WITH = {
 # Data that options are made of: the standard library and nothing else.
 LIGHT = {"recipes"}
 SHIPPED_THIRD_PARTY = {"torch", "transformers", "tokenizers", "numpy", "PIL", "huggingface_hub", "safetensors"}
-# base64, io and urllib: pictures from URLs are fetched and decoded here, header first, because transformers would
-# decode them before anybody could look at their size.
+# base64, http, io, time and urllib: pictures from URLs are fetched and decoded here, header first, because
+# transformers would decode them before anybody could look at their size.
 STANDARD_LIBRARY_IN_SHIPPED = {
-    "base64", "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "inspect", "io", "itertools",
-    "json", "math", "os", "re", "reprlib", "typing", "urllib",
+    "base64", "collections", "concurrent", "copy", "dataclasses", "difflib", "functools", "http", "inspect", "io",
+    "itertools", "json", "math", "os", "re", "reprlib", "time", "typing", "urllib",
 }  # fmt: skip
 
 

@@ -4,21 +4,16 @@ Format: https://platform.openai.com/docs/api-reference/chat/create. Everything t
 honoured, is refused with the reason; nothing that a request names is opened or fetched unless that is switched on.
 """
 
-import base64
-import binascii
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, Literal
-from urllib import request as urls
 
 from PIL import Image
 
 from .assistant import Assistant
 from .eval_asking import Asking, resolve_generation
+from .opening_lladav import TooManyBytesError, fetch, read_data_url
 from .presets_lladav import find_preset
 from .untrusted_pictures import TooLargeError, decode_untrusted, open_untrusted
 
@@ -27,8 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("the server needs FastAPI: pip install 'transformers_lladav[serve]'") from error
 
-FETCH_SECONDS, READ_BYTES = 10, 2**16
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+FETCH_SECONDS = 10
 
 # Fields of the format that a client may send if they ask for nothing: name -> (harmless values, why not others).
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -54,15 +48,6 @@ SETTINGS = (
     "guidance_scale", "stability_threshold", "confidence_threshold", "prompt_refresh_interval", "use_cache",
     "live_prompt_length", "no_repeat_ngram_size",
 )  # fmt: skip
-
-
-# Nothing but http and https, also where an answer leads elsewhere.
-_OPENER = urls.OpenerDirector()
-for _handler in (
-    urls.HTTPHandler, urls.HTTPSHandler, urls.HTTPRedirectHandler, urls.HTTPErrorProcessor,
-    urls.HTTPDefaultErrorHandler, urls.UnknownHandler,
-):  # fmt: skip
-    _OPENER.add_handler(_handler())
 
 
 class RequestError(ValueError):
@@ -341,14 +326,14 @@ class _Encoded:
             open_untrusted(self.content, self.name, limits.pixels)
 
     def _read(self, url: str) -> bytes:
-        if match := DATA_URL.match(url):
-            size = (len(url) - match.end()) * 3 // 4
+        if url[:11].lower() == "data:image/":
+            size = (len(url) - url.find(",") - 1) * 3 // 4
             if size > self.limits.picture_bytes + 2:
                 raise self._too_large(size)
             try:
-                return base64.b64decode(url[match.end() :], validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise RequestError(f"{self.name} is not base64: {error}", "messages") from error
+                return read_data_url(url)
+            except OSError as error:
+                raise RequestError(f"{self.name}: {error}", "messages") from error
         shown = url if len(url) <= 80 else f"{url[:80]}..."
         if not url.lower().startswith(("http://", "https://")):
             raise RequestError(
@@ -361,21 +346,12 @@ class _Encoded:
                 "data:image/png;base64,..., or start the server with --allow-urls",
                 "messages",
             )
-        return self._fetch(url, shown)
-
-    def _fetch(self, url: str, shown: str) -> bytes:
-        content, end = bytearray(), time.monotonic() + FETCH_SECONDS
         try:
-            with _OPENER.open(urls.Request(url, headers={"User-Agent": "lladav"}), timeout=FETCH_SECONDS) as answer:
-                while len(content) <= self.limits.picture_bytes and (part := answer.read1(READ_BYTES)):
-                    content += part
-                    if time.monotonic() > end:
-                        raise TimeoutError(f"it took longer than {FETCH_SECONDS} s")
-        except (OSError, ValueError, HTTPException) as error:
+            return fetch(url, self.limits.picture_bytes, FETCH_SECONDS)
+        except TooManyBytesError as error:
+            raise self._too_large(self.limits.picture_bytes + 1) from error
+        except OSError as error:
             raise RequestError(f"{self.name} cannot be fetched from {shown!r}: {error}", "messages") from error
-        if len(content) > self.limits.picture_bytes:
-            raise self._too_large(len(content))
-        return bytes(content)
 
     def _too_large(self, size: int) -> RequestError:
         return RequestError(

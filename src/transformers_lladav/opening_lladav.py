@@ -3,8 +3,10 @@
 import base64
 import io
 import os
+import time
+from http.client import HTTPException
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib import request as urls
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,7 +15,7 @@ from transformers.image_utils import infer_channel_dimension_format
 
 # Pillow leaves these to others: Ghostscript runs the program that an EPS file is, and Windows plays a WMF.
 FOREIGN_FORMATS = ("EPS", "WMF")
-FETCH_SECONDS = 60  # without a byte
+FETCH_SECONDS, READ_BYTES = 120, 2**16
 
 
 def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
@@ -58,6 +60,10 @@ def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
         raise ValueError(f"{name} cannot be read as a picture: {str(error) or repr(error)}") from error
 
 
+class TooManyBytesError(OSError):
+    """A server sends more than is taken."""
+
+
 class _SizeError(ValueError):
     """A picture without pixels, or with too many."""
 
@@ -86,20 +92,31 @@ def _open(source: Any, max_pixels: int) -> Image.Image:
     if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(source)):
         return open_encoded(source)
     if isinstance(source, str):
-        if source.startswith("data:image/"):
-            return open_encoded(io.BytesIO(_inline(source)))
-        if source.startswith(("http://", "https://")):
-            return open_encoded(io.BytesIO(_fetch(source, 8 * max_pixels + 2**20)))
+        if source[:11].lower() == "data:image/":
+            return open_encoded(io.BytesIO(read_data_url(source)))
+        if source.lower().startswith(("http://", "https://")):
+            most = 8 * max_pixels + 2**20  # 16 bits per channel and no compression
+            return open_encoded(io.BytesIO(fetch(source, most, FETCH_SECONDS)))
         raise FileNotFoundError("there is no such file; give a path, an http(s) URL or a data:image/ URL")
     if hasattr(source, "detach"):
         source = source.detach().cpu().numpy()
     return _from_array(source)
 
 
-def _inline(url: str) -> bytes:
-    """The bytes in a data URL."""
+def read_data_url(url: str) -> bytes:
+    """Decode a picture that is written into its URL.
+
+    Args:
+        url: such as `data:image/png;base64,iVBO...`; line breaks and spaces between the characters do not count.
+
+    Returns:
+        The encoded picture.
+
+    Raises:
+        OSError: if it is none, or not base64.
+    """
     head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise OSError("the data URL has no ';base64,' before the picture; write data:image/png;base64,...")
     try:
         return base64.b64decode("".join(body.split()), validate=True)
@@ -107,13 +124,45 @@ def _inline(url: str) -> bytes:
         raise OSError(f"the data URL is not base64: {error}") from error
 
 
-def _fetch(url: str, most: int) -> bytes:
-    """What a server sends, as long as a picture can be that is saved with 16 bits per channel and no compression."""
-    with urlopen(Request(url, headers={"User-Agent": "lladav"}), timeout=FETCH_SECONDS) as answer:
-        content: bytes = answer.read(most + 1)
+def fetch(url: str, most: int, seconds: float) -> bytes:
+    """Fetch a picture; redirections are followed to http and https alone, and a server that dawdles is left.
+
+    Args:
+        url: http or https.
+        most: bytes that are taken.
+        seconds: in which the whole picture must come.
+
+    Returns:
+        The encoded picture.
+
+    Raises:
+        TooManyBytesError: if the server sends more than `most` bytes.
+        OSError: if it cannot be reached, refuses or takes longer.
+    """
+    content, end = bytearray(), time.monotonic() + seconds
+    try:
+        with _opener().open(urls.Request(url, headers={"User-Agent": "lladav"}), timeout=seconds) as answer:
+            while len(content) <= most and (part := answer.read1(READ_BYTES)):
+                content += part
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it took longer than {seconds} s")
+    except (ValueError, HTTPException) as error:
+        raise OSError(str(error) or repr(error)) from error
     if len(content) > most:
-        raise OSError(f"the server sends more than {most} bytes, which no allowed picture needs")
-    return content
+        raise TooManyBytesError(f"the server sends more than {most} bytes, which no allowed picture needs")
+    return bytes(content)
+
+
+def _opener() -> urls.OpenerDirector:
+    """Speaks http and https and nothing else, through the proxies of the environment."""
+    proxies = {scheme: proxy for scheme, proxy in urls.getproxies().items() if scheme in ("http", "https")}
+    opener = urls.OpenerDirector()
+    for handler in (
+        urls.ProxyHandler(proxies), urls.HTTPHandler(), urls.HTTPSHandler(), urls.HTTPRedirectHandler(),
+        urls.HTTPErrorProcessor(), urls.HTTPDefaultErrorHandler(), urls.UnknownHandler(),
+    ):  # fmt: skip
+        opener.add_handler(handler)
+    return opener
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
