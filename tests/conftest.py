@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Code of checkpoints is copied here before it runs; processes of a parallel run must not meet.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="lladav-modules-")
 
+import gc
 import importlib.util
 import json
 import shutil
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
+
+
+def pytest_collection_finish() -> None:
+    """Take the libraries' million objects out of garbage collection, which a training run asks for several times."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -69,7 +69,8 @@ MAY_IMPORT = {
     "scoring_lladav": {"generation_lladav", "sampling_lladav"},
     "modeling_outputs_lladav": set(),
     "denoising_cache_lladav": set(),
-    "modeling_text_lladav": {"configuration_lladav", "denoising_cache_lladav"},
+    "loading_adapters_lladav": set(),
+    "modeling_text_lladav": {"configuration_lladav", "denoising_cache_lladav", "loading_adapters_lladav"},
     "forward_passes_lladav": {"denoising_cache_lladav", "modeling_text_lladav"},
     "modeling_lladav": {
         "checkpoint_keys_lladav",
@@ -427,6 +428,7 @@ TESTED_WITH = {
     "result_tables": "readme",
     "training_activations": "training_memory",
     "denoising_lladav": "generation_lladav",
+    "loading_adapters_lladav": "adapters",
     "modeling_outputs_lladav": "modeling_lladav",
     "opening_lladav": "image_processing_lladav",
     "modeling_text_lladav": "modeling_lladav",

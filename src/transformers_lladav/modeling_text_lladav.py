@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .loading_adapters_lladav import LEFT_OUT, with_whole_modules
 from .configuration_lladav import LladaVConfig, LladaVTextConfig
 from .denoising_cache_lladav import KnownKeys
 
@@ -188,6 +189,40 @@ class LladaVPreTrainedModel(PreTrainedModel):
             **kwargs: as in transformers.
         """
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        *args: Any,
+        adapter_kwargs: dict[str, Any] | None = None,
+        load_config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load an adapter as every transformers model does, with all versions including what it trained whole.
+
+        Args:
+            peft_model_id: folder or Hub id of the adapter.
+            adapter_name: what the model calls it; "default" without one.
+            peft_config: its configuration, instead of the one in `peft_model_id`.
+            *args: as in transformers.
+            adapter_kwargs: as in transformers.
+            load_config: as in transformers.
+            **kwargs: as in transformers.
+
+        Returns:
+            What was loaded, missing and left over.
+
+        Raises:
+            ValueError: if there is no adapter, or the name is taken.
+        """
+        if LEFT_OUT:
+            load_config = with_whole_modules(
+                self, peft_model_id, adapter_name, peft_config, load_config, adapter_kwargs
+            )
+        options = {"adapter_kwargs": adapter_kwargs, "load_config": load_config, **kwargs}
+        return super().load_adapter(peft_model_id, adapter_name, peft_config, *args, **options)
 
 
 @auto_docstring(custom_intro="The bidirectional language model without its head.")
