@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+import python_process
 import transformers_lladav.batch_run as batch_run
 from transformers_lladav import asking, predicting
 from transformers_lladav.batch_run import BatchOutcome, BatchSettings, part_of, run_batch
@@ -109,7 +110,7 @@ def test_kill_9(settings, data, expected):
     arguments += [part for name, value in HOW.generation.items() for part in ("--set", f"{name}={value}")]
     script = f"import sys\n{BEFORE}\nfrom transformers_lladav.cli import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    run = python_process.run(["-c", script], env=environment)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert sorted(path.name for path in settings.parts.glob("*.jsonl")) == ["000000000000.jsonl", "000000000004.jsonl"]
     assert run_batch(settings).earlier == 8

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from transformers import AutoTokenizer, SiglipVisionModel
 import build_from_parts
 import command_line
 import parity
+import python_process
 from build_from_parts import NEWLINE, PROJECTOR, Parts, build, draw_new_tensors, make_plan
 from hub_server import HubServer
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
@@ -312,15 +311,16 @@ def test_parts_from_the_hub(built, tmp_path):
         environment = os.environ | hub.environment(tmp_path / "home")
         code = FROM_THE_HUB.format(script="build_from_parts")
         scripts = Path(__file__).parent.parent / "conversion"
-        command = [sys.executable, "-c", code, json.dumps(arguments), str(tmp_path / "out")]
-        subprocess.run(command, env=environment | {"PYTHONPATH": str(scripts)}, check=True, capture_output=True)
+        command = ["-c", code, json.dumps(arguments), str(tmp_path / "out")]
+        run = python_process.run(command, env=environment | {"PYTHONPATH": str(scripts)})
+        assert run.returncode == 0, run.stderr
     for path in built.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_help():
     script = Path(__file__).parent.parent / "conversion" / "build_from_parts.py"
-    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = python_process.run([script, "--help"]).stdout
     for option in ("--language", "--vision", "--tokenizer", "--seed", "--max-positions", "--dtype", "--dry-run"):
         assert option in shown
 

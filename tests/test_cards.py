@@ -17,6 +17,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import python_process
 from transformers_lladav import (
     BUNDLED_CHECKPOINT,
     LladaVConfig,
@@ -321,7 +322,7 @@ def test_weights_that_cannot_be_read_are_not_described(converted_folder, tmp_pat
 def run_block(code, folder):
     """What a snippet prints, run beside a picture."""
     render_scene(make_scene("demo", 0), 200).save(folder / "picture.jpg")
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=180)
+    run = python_process.run(["-c", code], cwd=folder)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
 

@@ -1,7 +1,5 @@
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,18 +7,14 @@ import typer
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+import python_process
 from test_adapters import load_base, save, train
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli
 from transformers_lladav.shape_scenes import NUMBER_WORDS, make_scene, render_scene
 
 
 def lladav(*arguments, timeout=180):
-    return subprocess.run(
-        [sys.executable, "-m", "transformers_lladav", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    return python_process.run(["-m", "transformers_lladav", *arguments], timeout=timeout)
 
 
 @pytest.fixture(scope="module")

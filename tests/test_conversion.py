@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import command_line
 import parity
+import python_process
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVGenerationConfig, LladaVProcessor
 from transformers_lladav.checkpoint_keys_lladav import native_key
 from transformers_lladav.weights import CheckpointError, stored_origin
@@ -138,7 +137,7 @@ def test_the_command_line(converter, tmp_path, capsys):
 
 def test_help():
     script = Path(__file__).parent.parent / "conversion" / "convert_checkpoint.py"
-    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = python_process.run([script, "--help"]).stdout
     for option in ("--source", "--output", "--vision-config", "--dtype"):
         assert option in shown
 

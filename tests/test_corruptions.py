@@ -1,8 +1,6 @@
 """Broken checkpoints and broken disks: one screen of reasons, and no folder that looks whole."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 import command_line
 import convert_checkpoint
 import parity
+import python_process
 import verify_checkpoint
 from corruptions import CORRUPTIONS
 
@@ -83,8 +82,7 @@ def start(source, output, before):
         f"import runpy, sys\n{before}\nsys.argv = {[str(SCRIPT), *arguments(source, output)]!r}\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return python_process.start(["-c", code])
 
 
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))"

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, pipeline
 
 import parity
+import python_process
 from hub_server import HubServer
 from transformers_lladav import LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
 from transformers_lladav.official_folder_lladav import OfficialCheckpointError
@@ -259,8 +258,7 @@ def test_the_pipeline_takes_a_vision_configuration(converted_folder):
 def test_the_command_line_asks_an_official_folder(released):
     folder, written = released
     options = ["--model", folder, "--device", "cpu", "--max-new-tokens", "8", "--block-length", "4", "--json"]
-    command = [sys.executable, "-m", "transformers_lladav", "ask", PICTURE, "What is this?", *options]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    run = python_process.run(["-m", "transformers_lladav", "ask", PICTURE, "What is this?", *options])
     assert run.returncode == 0, run.stderr[-4000:]
     processor = AutoProcessor.from_pretrained(folder)
     inputs = inputs_of(processor)
@@ -306,8 +304,7 @@ def hub(converted_folder, tmp_path_factory):
 
     def load(offline):
         environment = os.environ | server.environment(home) | {"HF_HUB_OFFLINE": offline}
-        command = [sys.executable, "-c", FROM_THE_HUB, str(PICTURE), str(SIGLIP)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        run = python_process.run(["-c", FROM_THE_HUB, PICTURE, SIGLIP], env=environment)
         assert run.returncode == 0, run.stderr[-4000:]
         return run.stdout
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import command_line
 import export_official
 import parity
+import python_process
 from export_official import export
 from hub_server import HubServer
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
@@ -578,14 +577,15 @@ def test_a_model_from_the_hub(exported, converted_folder, tmp_path):
         environment = os.environ | hub.environment(tmp_path / "home")
         code = FROM_THE_HUB.format(script="export_official")
         scripts = Path(__file__).parent.parent / "conversion"
-        command = [sys.executable, "-c", code, json.dumps(arguments), str(tmp_path / "out")]
-        subprocess.run(command, env=environment | {"PYTHONPATH": str(scripts)}, check=True, capture_output=True)
+        command = ["-c", code, json.dumps(arguments), str(tmp_path / "out")]
+        run = python_process.run(command, env=environment | {"PYTHONPATH": str(scripts)})
+        assert run.returncode == 0, run.stderr
     for path in exported.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_help():
     script = Path(__file__).parent.parent / "conversion" / "export_official.py"
-    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = python_process.run([script, "--help"]).stdout
     for option in ("--source", "--output", "--vision-tower", "--dtype", "--max-shard-size", "--dry-run"):
         assert option in shown

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 import parity
+import python_process
 from hub_server import DROP, TOKEN, HubServer
 from test_remote_code import outcome
 from transformers_lladav import LladaVForMaskedDiffusion, LladaVProcessor, cli, pushing
@@ -49,9 +48,7 @@ def digests(folder):
 def run(command, hub, home, **options):
     """A process of its own that knows the stand-in as the Hub."""
     environment = os.environ | hub.environment(home, **options)
-    return subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    return python_process.run(command, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import python_process
 from documents import blocks_of
 from training_runs import write_data
 
@@ -21,16 +20,14 @@ def blocks(language):
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run_and_answer(code):
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = python_process.run(["-c", code], cwd=ROOT)
     assert run.returncode == 0, run.stderr
     # Each block prints an answer about the picture of the scene, which has words of that world in it.
     assert re.search(r"one|two|three|red|green|blue|yellow|purple|orange|pink|brown", run.stdout), run.stdout
 
 
 def test_tables_are_rendered_from_the_result_files():
-    check = subprocess.run(
-        [sys.executable, "model_cards/render_readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+    check = python_process.run(["model_cards/render_readme.py", "--check"], cwd=ROOT)
     assert check.returncode == 0, "stale tables: run `make readme`" + check.stderr
 
 
@@ -39,9 +36,7 @@ def test_commands_of_the_readme_exist():
     assert commands
     for line in commands:
         command = line.split()[1]
-        run = subprocess.run(
-            [sys.executable, "-m", "transformers_lladav", command, "--help"], capture_output=True, text=True
-        )
+        run = python_process.run(["-m", "transformers_lladav", command, "--help"])
         assert run.returncode == 0, line
 
 
@@ -53,8 +48,7 @@ def test_pictures_and_a_table_become_an_adapter(tmp_path):
     assert lines[0].startswith("pip install")
     write_data(tmp_path / "pictures", 24)  # train.csv, and pictures train-0.png and so on
     for line in lines[1:]:
-        command = [sys.executable, "-m", "transformers_lladav", *shlex.split(line)[1:]]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        run = python_process.run(["-m", "transformers_lladav", *shlex.split(line)[1:]], cwd=tmp_path, timeout=300)
         assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
     assert (tmp_path / "runs" / "mine" / "adapter" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "runs" / "mine" / "merged" / "model.safetensors").is_file()

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+import python_process
+
 CHECK = """
 import json, tempfile
 from pathlib import Path
 
+import python_process
 import transformers_lladav as ours
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -33,11 +36,12 @@ assert config.text_config.vocab_size == 126464
 
 
 def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return python_process.run(["-c", code], loaded=python_process.TORCH)
 
 
 def test_the_import_loads_neither_torch_nor_transformers():
-    run = python("import sys, transformers_lladav; print({'torch', 'transformers', 'numpy'} & set(sys.modules))")
+    code = "import sys, transformers_lladav; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "set()", run.stdout + run.stderr
 
 

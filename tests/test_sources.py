@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 
 import convert_checkpoint
 import parity
+import python_process
 from hub_server import HubServer
 from transformers_lladav.sources import fetch, is_hub_id, origin
 from transformers_lladav.weights import stored_origin
@@ -36,7 +35,7 @@ def hub(tmp_path):
 def run(hub, home, *command, **settings):
     """A process that talks to this Hub."""
     environment = {**os.environ, **hub.environment(home), "OMP_NUM_THREADS": "1", **settings}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    return python_process.run(command, env=environment)
 
 
 def fetched(hub, home, call):
@@ -89,12 +88,7 @@ def test_a_dry_run_downloads_no_weights(hub, tmp_path):
     assert "model.norm.weight -> model.language_model.norm.weight  [32] bfloat16" in done.stdout
     assert done.stdout.count(" -> ") == 88
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
-    local = subprocess.run(
-        [sys.executable, SCRIPT, "--source", str(parity.OFFICIAL), *arguments[2:]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    local = python_process.run([SCRIPT, "--source", str(parity.OFFICIAL), *arguments[2:]])
     assert local.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
 
 

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import random
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+import python_process
 from transformers_lladav import BUNDLED_CHECKPOINT
 from transformers_lladav.recipes import RECIPES, Lora, Recipe
 from transformers_lladav.run_settings import RunSettings
@@ -176,7 +175,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same_tensors(product_of(one), product_of(other))
 
 
-def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
+def start(arguments: list[str], before: str = "") -> python_process.Process:
     """Start `lladav` in a process of its own.
 
     Args:
@@ -187,13 +186,7 @@ def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
         The process.
     """
     script = f"import sys\n{before}\nfrom transformers_lladav.cli import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "400"},
-    )
+    return python_process.start(["-u", "-c", script], env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "400"})
 
 
 def command_line(recipe: str, data: Path, output: Path, *more: str) -> list[str]:

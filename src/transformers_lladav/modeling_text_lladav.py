@@ -22,9 +22,9 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .loading_adapters_lladav import LEFT_OUT, with_whole_modules
 from .configuration_lladav import LladaVConfig, LladaVTextConfig
 from .denoising_cache_lladav import KnownKeys
+from .loading_adapters_lladav import LEFT_OUT, with_whole_modules
 
 Rotations = tuple[torch.Tensor, torch.Tensor]
 
