@@ -11,7 +11,6 @@ CHECK = """
 import json, tempfile
 from pathlib import Path
 
-import python_process
 import transformers_lladav as ours
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
