@@ -578,7 +578,7 @@ def command():
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_the_command_merges(command, own, tmp_path, logits, capfd):
+def test_the_command_merges(command, own, tmp_path):
     model = load_base()
     with torch.no_grad():
         model.model.image_newline.mul_(2)
@@ -589,6 +589,13 @@ def test_the_command_merges(command, own, tmp_path, logits, capfd):
     assert load_base(tmp_path / "merged", "auto").dtype == torch.bfloat16
     assert f"lladav ask PICTURE QUESTION --model {tmp_path / 'merged'}" in ran.output
     assert "other weights in: newline" in " ".join(ran.output.split())
+
+
+def test_folders_are_named_as_they_are_called(command, own, tmp_path):
+    """Square brackets are no markup."""
+    ran = command(own, tmp_path / "[v1]merged[/v1]")
+    assert ran.exit_code == 0, ran.exception
+    assert f"lladav ask PICTURE QUESTION --model {tmp_path / '[v1]merged[/v1]'}" in ran.output
 
 
 # Without the package.
