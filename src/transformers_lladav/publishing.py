@@ -148,9 +148,17 @@ def model_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     Returns:
         Shape by native name.
+
+    Raises:
+        ValueError: if the configuration describes no model that can be built.
     """
-    with torch.device("meta"):
-        model = LladaVForMaskedDiffusion(config)
+    try:
+        with torch.device("meta"):
+            model = LladaVForMaskedDiffusion(config)
+    except Exception as error:  # an activation or a position encoding that nobody knows, sizes beyond all numbers
+        raise ValueError(
+            f"config.json describes no model that can be built: {type(error).__name__}: {error}"
+        ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
