@@ -128,6 +128,11 @@ class Rule:
             "EntropyBound",
         ),
         (
+            {"sampler_config": {"_cls_name": []}},
+            "sampler_config has _cls_name=[]; choose one of FixedSchedule, ConfidenceThreshold, ConfidenceFactor, "
+            "EntropyBound",
+        ),
+        (
             {"use_cache": "dual"},
             'use_cache="dual" remembers nothing with prompt_refresh_interval=1; pass prompt_refresh_interval=8, or '
             "None for a single whole pass",
@@ -354,6 +359,12 @@ def test_an_alias_may_repeat_its_name_but_not_contradict_it():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             resolve_aliases(options)
+
+
+@pytest.mark.parametrize("scale", ["2", True, [1.0]])
+def test_an_official_scale_is_a_number(scale):
+    with pytest.raises(ValueError, match=re.escape(f"cfg_scale={scale!r} must be a number")):
+        resolve_aliases({"cfg_scale": scale})
 
 
 def test_a_single_stop_string_becomes_a_list():

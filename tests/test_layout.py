@@ -66,7 +66,7 @@ MAY_IMPORT = {
         "generation_configuration_lladav",
         "sampling_lladav",
     },
-    "scoring_lladav": {"generation_lladav", "sampling_lladav"},
+    "scoring_lladav": {"canvas_lladav", "generation_lladav", "sampling_lladav"},
     "modeling_outputs_lladav": set(),
     "denoising_cache_lladav": set(),
     "modeling_text_lladav": {"configuration_lladav", "denoising_cache_lladav"},

@@ -317,7 +317,7 @@ class LladaVImageProcessor(PilBackend):
         if len(frames) == 0:
             raise ValueError(f"{name} has no frames; give at least one picture")
         known = self.valid_kwargs.__annotations__
-        for option in kwargs.keys() - known.keys():
+        for option in sorted(kwargs.keys() - known.keys()):
             close = difflib.get_close_matches(option, known, n=1)
             raise TypeError(f"a video takes no {option!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         kwargs = self._standardize_kwargs(**{"default_to_square": True, **kwargs})

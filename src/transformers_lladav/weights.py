@@ -318,8 +318,7 @@ def read_tensors(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
 def count_non_finite(tensor: torch.Tensor) -> int:
     """Entries that are NaN or infinite, of any floating or complex type.
 
-    A sum that is finite has only finite terms, and summing is many times faster than looking at each entry; it goes
-    piece by piece, so that a large tensor needs no copy.
+    A finite sum has only finite terms, and is found many times faster; piece by piece a large tensor needs no copy.
     """
     count = 0
     for stored in tensor.flatten().split(CHUNK):
