@@ -164,6 +164,35 @@ def test_a_run_killed_while_it_replaces_a_folder_leaves_the_old_one_or_the_new_o
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_the_old_folder_stays_where_it_cannot_be_put_back(tmp_path, monkeypatch):
+    """A run was killed after it had set the old folder aside, which is all that there is of it."""
+    aside = tmp_path / ".adapter.0123abcd.old"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    (tmp_path / ".adapter.0123abcd.lock").touch()
+    replace, refused = os.replace, []
+
+    def refuse_once(old, new):
+        if not refused:
+            refused.append(old)
+            raise PermissionError("not now")
+        replace(old, new)
+
+    def fail():
+        with new_folder(tmp_path / "adapter"):
+            raise RuntimeError("disk is full")
+
+    monkeypatch.setattr(os, "replace", refuse_once)
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert (aside / "weights").read_text() == "old"
+    assert refused == [aside]
+    with pytest.raises(FileExistsError, match="adapter exists and is not empty"):
+        new_folder(tmp_path / "adapter").__enter__()
+    assert (tmp_path / "adapter" / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_a_disk_that_is_full_leaves_the_old_file_and_is_named(tmp_path):
     target = tmp_path / "result.json"
     write_text(target, "old")
