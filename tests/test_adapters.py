@@ -469,6 +469,7 @@ def test_pickles_and_halves_are_refused(own, tmp_path):
         ("../gone", r"which is not here, seen from /.*; say where it is with base="),
         ("runs/base", r"runs/base, which is neither a folder here nor can be loaded from the Hub; say where it is"),
         (None, "does not name its base model; say where it is with base="),
+        (5, "does not name its base model; say where it is with base="),
     ],
 )
 def test_a_base_that_is_not_here_is_asked_for(named, message, own, logits, trained):

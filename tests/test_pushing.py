@@ -481,6 +481,10 @@ def test_a_whole_model_in_an_adapters_folder_is_an_error_with_its_size(adapter_f
     change_config(adapter_folder, modules_to_save=[f"layer{number}" for number in range(3)])
     (error,) = adapter_errors(adapter_folder)
     assert error.startswith(f"1 of {count} tensors (1.0 MB of ")
+    for saved in (5, "layer0"):  # of a foreign file
+        change_config(adapter_folder, modules_to_save=saved)
+        (error,) = adapter_errors(adapter_folder)
+        assert error.startswith(f"4 of {count} tensors (4.0 MB of ")
 
 
 def test_broken_adapters_are_refused(adapter_folder):

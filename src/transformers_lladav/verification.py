@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from .card_facts import ADAPTER_CONFIG
 from .chat_template_lladav import build_chat_template
 from .configuration_lladav import LladaVConfig
 from .generation_configuration_lladav import LladaVGenerationConfig
@@ -122,7 +123,7 @@ def verify(folder: Path, vision_config: Mapping[str, Any] | None = None, progres
     problems: list[str] = []
     stored = read_json(folder / "config.json", problems)
     layout = {"lladav": "native", OFFICIAL_MODEL_TYPE: "official"}.get(str(stored.get("model_type")), "unknown")
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         problems.append("the folder holds an adapter, not a model")
     elif stored and layout == "unknown":
         problems.append(f"config.json has model_type={stored.get('model_type')!r}; LLaDA-V has 'lladav'")
