@@ -1,3 +1,5 @@
+"""Adapters answer as trained however they are loaded, merged or switched, and one that does not fit is refused."""
+
 import json
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A fresh model from LLaDA and SigLIP: every kept byte, what is dropped, what is new, and every refusal."""
+"""A fresh model has every kept byte of LLaDA and SigLIP, a seed decides what is new, and misfits are refused."""
 
 import hashlib
 import json

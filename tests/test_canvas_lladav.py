@@ -1,4 +1,4 @@
-"""Canvases behind a prompt and inside a message, against a plain loop over rows and tokens."""
+"""Canvases stand where a plain loop over rows and tokens puts them, and ids without an embedding are refused."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Model cards: what they claim is in the folder or in a data file, their metadata is valid, their snippets run."""
+"""Model cards claim what the folder or a data file says, their metadata is valid, and their snippets run."""
 
 import importlib.util
 import io

@@ -1,4 +1,4 @@
-"""Typed control tokens become text, and holes are read: marks to the letter, and what the tokenizer makes of them."""
+"""Typed control tokens are text to the tokenizer, whole, split or nested, and holes are read to the letter."""
 
 import json
 from functools import cache

@@ -1,3 +1,5 @@
+"""Commands print, save and return what they promise, and what users can put right is one line and exit code 2."""
+
 import io
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Two folders tensor by tensor."""
+"""Two folders differ in exactly the tensors that were changed, by bits, and the largest difference is told."""
 
 import shutil
 

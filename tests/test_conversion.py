@@ -1,4 +1,4 @@
-"""The converter: values unchanged, ids right, every refusal before anything is written."""
+"""The converter changes no value, gets the ids right, and refuses before anything is written."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The way back to the official layout: nothing changes there and back, and what would be lost is refused."""
+"""Export to the official layout and back changes nothing, and what would be lost is refused."""
 
 import json
 import os

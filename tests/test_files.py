@@ -1,3 +1,5 @@
+"""A file or folder is whole or not there, whatever kills, fills or races: the old one or the new one stays."""
+
 import errno
 import os
 import shutil

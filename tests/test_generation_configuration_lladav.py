@@ -1,4 +1,4 @@
-"""Settings of the loop: what is refused and how it is said, aliases, and the JSON file."""
+"""Settings of the loop are refused with value and rule, official names translate, and the JSON file keeps all."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`generate()`: the official runs step by step, batches, prompts that stay, and arguments that do not fit."""
+"""`generate()` follows the official runs step by step, batches change nothing, and misfits are refused."""
 
 import re
 

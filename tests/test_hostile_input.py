@@ -1,4 +1,4 @@
-"""What fuzzing found, and what people do on purpose: each is refused in words, or is only text.
+"""What fuzzing found and what people do on purpose is refused in words, or is only text.
 
 Paths out of a folder and links are tested in test_media.py, hostile texts in pages in test_recording.py and
 test_web_view.py, shard indexes in test_weights.py and test_corruptions.py.

@@ -1,4 +1,4 @@
-"""Pictures to tiles: the official pixels, every way to hand over a picture, and what bad pictures get."""
+"""Pictures become the official tiles in whatever form they come, and bad ones are named with the reason."""
 
 import json
 import re

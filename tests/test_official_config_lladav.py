@@ -1,4 +1,4 @@
-"""Official configurations in our words."""
+"""Official configurations become ours field by field, sizes of the tower come from tensors, the rest is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Chats, pictures and videos to model inputs: the official ids, batches, and what does not fit together."""
+"""Chats, pictures and videos become the official ids, batches equal their samples, and misfits are refused."""
 
 import copy
 import inspect

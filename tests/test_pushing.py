@@ -1,4 +1,4 @@
-"""Publishing a folder: what is uploaded, what is refused, and that it loads from the (stand-in) Hub afterwards."""
+"""A push uploads what its dry run lists and nothing else, goes on after failures, and loads from a stand-in Hub."""
 
 import hashlib
 import json

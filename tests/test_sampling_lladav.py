@@ -1,4 +1,4 @@
-"""What a step predicts: candidates, confidences, entropies, and where randomness comes from."""
+"""Candidates, confidences and entropies are those of the distribution, and draws depend on no neighbour."""
 
 import math
 

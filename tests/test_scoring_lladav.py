@@ -1,4 +1,4 @@
-"""`score()`: likelihoods that can be worked out by hand, estimates against them, and arguments that do not fit."""
+"""`score()` gives likelihoods that can be worked out by hand, estimates near them, and refuses misfits."""
 
 import itertools
 import math

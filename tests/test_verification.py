@@ -1,4 +1,7 @@
-"""What a checkpoint folder is checked for, thing by thing; broken weight files stand in test_corruptions.py."""
+"""Each thing that can be wrong in a checkpoint folder is told as one error or warning, and nothing is executed.
+
+Broken weight files stand in test_corruptions.py.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The verifier's command line: what it prints, writes and returns."""
+"""The verifier's command line prints and writes all findings, and its exit code says what came of it."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Reading and writing of tensor files: headers, shards, memory, values that are no numbers."""
+"""Tensor files are read by their headers and written whole in shards, and values that are no numbers are named."""
 
 import json
 import re

@@ -208,7 +208,7 @@ def merge(
 
     Raises:
         AdapterError: if the adapter does not fit, the base is quantised, or what comes out is not finite.
-        FileExistsError: if something stands at `output`.
+        FileExistsError: if something with content stands at `output`.
         OSError: if the base is not there, or the disk is too small.
     """
     check_free(output)

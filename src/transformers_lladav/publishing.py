@@ -91,8 +91,8 @@ def build_processor(config: Any, tokenizer: Any) -> LladaVProcessor:
         The processor.
 
     Raises:
-        ValueError: if a special token has another id than the configuration says, or the embedding has no room for
-            the placeholders.
+        ValueError: if a special token has another id than the configuration says.
+        StrictDataclassError: if the embedding has no room for the placeholders.
     """
     expected = dict(zip(SUPPRESSED_TOKENS, config.suppressed_token_ids, strict=True))
     expected |= {"<|eot_id|>": config.text_config.eos_token_id, "<|mdm_mask|>": config.mask_token_id}
