@@ -313,7 +313,8 @@ def test_parts_from_the_hub(built, tmp_path):
         code = FROM_THE_HUB.format(script="build_from_parts")
         scripts = Path(__file__).parent.parent / "conversion"
         command = [sys.executable, "-c", code, json.dumps(arguments), str(tmp_path / "out")]
-        subprocess.run(command, env=environment | {"PYTHONPATH": str(scripts)}, check=True, capture_output=True)
+        environment["PYTHONPATH"] = os.pathsep.join([str(scripts), *sys.path])  # the package that is tested here
+        subprocess.run(command, env=environment, check=True, capture_output=True)
     for path in built.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
