@@ -1,6 +1,7 @@
 """What the conversion scripts share: options, a progress bar, errors as exit codes."""
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -125,8 +126,8 @@ def chosen_shard_bytes(arguments: argparse.Namespace) -> int:
     """The bytes of `--max-shard-size`.
 
     Raises:
-        ValueError: if it is not a positive number.
+        ValueError: if it is not a finite number above 0.
     """
-    if not arguments.max_shard_size > 0:
-        raise ValueError(f"--max-shard-size {arguments.max_shard_size} must be a size in GB above 0")
+    if not 0 < arguments.max_shard_size < math.inf:
+        raise ValueError(f"--max-shard-size {arguments.max_shard_size} must be a finite size in GB above 0")
     return int(arguments.max_shard_size * 1e9)

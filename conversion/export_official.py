@@ -21,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from checkpoint_folders import describe_files, list_tensors, main_dtype, write_folder
 from command_line import add_output_options, add_source_options, chosen_dtype, chosen_shard_bytes, parse, run
 from transformers_lladav import LladaVConfig
+from transformers_lladav.card_facts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from transformers_lladav.chat_template_lladav import build_chat_template
 from transformers_lladav.checkpoint_keys_lladav import official_key
 from transformers_lladav.files import check_free
@@ -49,13 +50,7 @@ from transformers_lladav.weights import (
 )
 
 CONSEQUENCE = "cannot be exported; nothing was written"
-NATIVE_MODEL_TYPE = "lladav"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 ADAPTER_PARTS = (".lora_", ".base_layer.", ".modules_to_save.", "base_model.model.")
-MERGE_FIRST = (
-    "merge it into its base model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
-    "transformers_lladav.publishing.save_checkpoint"
-)
 
 
 @dataclass(frozen=True)
@@ -115,10 +110,12 @@ def make_plan(
     """
     source = str(source)
     folder = fetch(source, revision, weights)
-    if any((folder / name).exists() for name in ADAPTER_FILES):
-        raise CheckpointError(
-            source, [f"it is an adapter, which the official code cannot load; {MERGE_FIRST}"], CONSEQUENCE
+    if any((folder / name).exists() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+        text = (
+            "it is an adapter, which the official code cannot load; merge it into its base model first: "
+            f"lladav merge {source} OUTPUT"
         )
+        raise CheckpointError(source, [text], CONSEQUENCE)
     problems: list[str] = []
     config = _read_config(folder, problems)
     known = len(problems)
@@ -138,7 +135,10 @@ def make_plan(
 
 def _template_note(folder: Path) -> tuple[str, ...]:
     path = folder / "chat_template.jinja"
-    if not path.is_file() or path.read_text(encoding="utf-8").strip() == build_chat_template().strip():
+    if (
+        not path.is_file()
+        or path.read_text(encoding="utf-8", errors="replace").strip() == build_chat_template().strip()
+    ):
         return ()
     return ("the chat template is not the usual one and is not exported: the official code has its own prompts",)
 
@@ -151,8 +151,10 @@ def _read_config(folder: Path, problems: list[str]) -> Any:
     if kind == OFFICIAL_MODEL_TYPE:
         problems.append("it is in the official layout already")
         return None
-    if kind != NATIVE_MODEL_TYPE:
-        problems.append(f"config.json has model_type={kind!r}; a native LLaDA-V folder has {NATIVE_MODEL_TYPE!r}")
+    if kind != LladaVConfig.model_type:
+        problems.append(
+            f"config.json has model_type={kind!r}; a native LLaDA-V folder has {LladaVConfig.model_type!r}"
+        )
         return None
     try:
         return LladaVConfig.from_dict(content)
@@ -167,10 +169,14 @@ def _tower_sizes(vision_tower: str, problems: list[str]) -> dict[str, Any] | Non
     if not folder.is_dir():
         return known_tower(vision_tower)
     found: list[str] = []
-    siglip = read_json(folder / "config.json", found)
+    siglip, sizes = read_json(folder / "config.json", found), None
     found = found or vision_problems(siglip)
-    problems += [f"--vision-tower {vision_tower}: {problem}" for problem in found]
-    return None if found else translate_vision(siglip)["vision_config"]
+    try:
+        sizes = None if found else translate_vision(siglip)["vision_config"]
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        found = str(error).splitlines()
+    problems += [f"--vision-tower {vision_tower}: {problem.strip()}" for problem in found]
+    return sizes
 
 
 def _image_settings(folder: Path, problems: list[str]) -> Mapping[str, Any]:
@@ -181,10 +187,13 @@ def _image_settings(folder: Path, problems: list[str]) -> Mapping[str, Any]:
 
 def _weight_problems(tensors: Mapping[str, StoredTensor], config: Any, complete: bool) -> list[str]:
     if any(part in name for name in tensors for part in ADAPTER_PARTS):
-        return [f"the weights hold an adapter that was not merged; {MERGE_FIRST}"]
+        return [
+            "the weights hold an adapter that was not merged; merge it before the model is saved: "
+            "model.merge_and_unload(), then transformers_lladav.publishing.save_checkpoint"
+        ]
     try:
         return tensor_problems(tensors, model_shapes(config), complete)
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         return str(error).splitlines()
 
 

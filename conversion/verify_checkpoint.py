@@ -3,7 +3,7 @@
     python conversion/verify_checkpoint.py LLaDA-V-hf
     python conversion/verify_checkpoint.py LLaDA-V-hf --against LLaDA-V
 
-Exit code 0: nothing wrong; 1: something is wrong or different; 2: it could not be checked.
+Exit code 0: nothing wrong; 1: something is wrong or different; 2: it could not be checked, or the report not written.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def print_report(report: Report, console: Console, each_tensor: bool) -> None:
             console.print(f"  {MARKS[level]} {topic}: {count - LISTED} more; --json lists all", highlight=False)
     if each_tensor:
         for name, digest in report.digests.items():
-            console.print(f"  {digest}  {name}", highlight=False, soft_wrap=True)
+            console.print(f"  {digest}  {name}", markup=False, highlight=False, soft_wrap=True)
     if report.digests:
         overall = overall_digest(report.digests)
         console.print(f"  sha256 of all {len(report.digests)} tensors: {overall}", highlight=False, soft_wrap=True)
@@ -78,7 +78,7 @@ def print_comparison(comparisons: list[Comparison], other: Path, console: Consol
     text = f"{len(different)} of {len(comparisons)} tensors differ"
     console.print(f"against {escape(str(other))}: {text}", highlight=False, soft_wrap=True)
     for comparison in different[:LISTED]:
-        line = f"  [bold red]DIFFERS[/] {comparison.name}: {escape(comparison.text)}"
+        line = f"  [bold red]DIFFERS[/] {escape(f'{comparison.name}: {comparison.text}')}"
         console.print(line, highlight=False, soft_wrap=True)
     if len(different) > LISTED:
         console.print(f"  ... and {len(different) - LISTED} more; --json lists all", highlight=False)
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        0 if nothing is wrong, 1 if something is, 2 if it could not be checked.
+        0 if nothing is wrong, 1 if something is, 2 if it could not be checked or the report could not be written.
     """
     parser = argparse.ArgumentParser(
         prog="verify_checkpoint.py",
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         "files of a checkpoint folder, native or official, and print a sha256 of its tensors that does not depend on "
         "layout or file sizes. Nothing from the folder is executed.",
         epilog="Exit code 0: nothing wrong (warnings allowed); 1: something wrong, or different from --against; "
-        "2: it could not be checked.",
+        "2: it could not be checked, or FILE not written.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the checkpoint")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another one, in any layout, to compare with")
@@ -166,16 +166,24 @@ def main(argv: list[str] | None = None) -> int:
             with watched("comparing") as progress:
                 comparisons = list(compare(arguments.folder, arguments.against, progress))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return NOT_CHECKED
+        return _not_checked(error)
     console = Console()
     print_report(report, console, arguments.tensors)
     if arguments.against is not None:
         print_comparison(comparisons, arguments.against, console)
     if arguments.json is not None:
-        write_text(arguments.json, json.dumps(as_json(report, comparisons, arguments.against), indent=1) + "\n")
+        document = json.dumps(as_json(report, comparisons, arguments.against), indent=1)
+        try:
+            write_text(arguments.json, document + "\n")
+        except OSError as error:
+            return _not_checked(error)
     wrong = report.errors or (arguments.strict and report.warnings)
     return FAILED if wrong or not all(comparison.equal for comparison in comparisons) else 0
+
+
+def _not_checked(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return NOT_CHECKED
 
 
 def _verify(folder: Path, vision_config: Path | None) -> Report:

@@ -1,3 +1,5 @@
+"""Adapters answer as trained however they are loaded, merged or switched, and one that does not fit is refused."""
+
 import json
 import os
 import shutil
@@ -469,6 +471,7 @@ def test_pickles_and_halves_are_refused(own, tmp_path):
         ("../gone", r"which is not here, seen from /.*; say where it is with base="),
         ("runs/base", r"runs/base, which is neither a folder here nor can be loaded from the Hub; say where it is"),
         (None, "does not name its base model; say where it is with base="),
+        (5, "does not name its base model; say where it is with base="),
     ],
 )
 def test_a_base_that_is_not_here_is_asked_for(named, message, own, logits, trained):
@@ -578,7 +581,7 @@ def command():
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_the_command_merges(command, own, tmp_path, logits, capfd):
+def test_the_command_merges(command, own, tmp_path):
     model = load_base()
     with torch.no_grad():
         model.model.image_newline.mul_(2)
@@ -589,6 +592,13 @@ def test_the_command_merges(command, own, tmp_path, logits, capfd):
     assert load_base(tmp_path / "merged", "auto").dtype == torch.bfloat16
     assert f"lladav ask PICTURE QUESTION --model {tmp_path / 'merged'}" in ran.output
     assert "other weights in: newline" in " ".join(ran.output.split())
+
+
+def test_folders_are_named_as_they_are_called(command, own, tmp_path):
+    """Square brackets are no markup."""
+    ran = command(own, tmp_path / "[v1]merged[/v1]")
+    assert ran.exit_code == 0, ran.exception
+    assert f"lladav ask PICTURE QUESTION --model {tmp_path / '[v1]merged[/v1]'}" in ran.output
 
 
 # Without the package.

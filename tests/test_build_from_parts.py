@@ -1,10 +1,11 @@
-"""A fresh model from LLaDA and SigLIP: every kept byte, what is dropped, what is new, and every refusal."""
+"""A fresh model has every kept byte of LLaDA and SigLIP, a seed decides what is new, and misfits are refused."""
 
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -312,7 +313,8 @@ def test_parts_from_the_hub(built, tmp_path):
         code = FROM_THE_HUB.format(script="build_from_parts")
         scripts = Path(__file__).parent.parent / "conversion"
         command = ["-c", code, json.dumps(arguments), str(tmp_path / "out")]
-        run = python_process.run(command, env=environment | {"PYTHONPATH": str(scripts)})
+        environment["PYTHONPATH"] = os.pathsep.join([str(scripts), *sys.path])  # the package that is tested here
+        run = python_process.run(command, env=environment)
         assert run.returncode == 0, run.stderr
     for path in built.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -1,4 +1,4 @@
-"""Canvases behind a prompt and inside a message, against a plain loop over rows and tokens."""
+"""Canvases stand where a plain loop over rows and tokens puts them, and ids without an embedding are refused."""
 
 import re
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformers_lladav.canvas_lladav import Canvas, append_canvas, open_holes, prompt_tail
+from transformers_lladav.canvas_lladav import Canvas, append_canvas, check_tokens, is_whole, open_holes, prompt_tail
 
 MASK, END, PAD = 9, 8, 7
 
@@ -185,3 +185,15 @@ def test_the_tail_is_text_behind_the_last_picture(data):
     assert set(found[0].nonzero()[:, 0].tolist()) == expected
     unpadded = Canvas(**{**vars(canvas), "attention_mask": None})
     assert torch.equal(prompt_tail(unpadded, [99], width), blind)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.complex64, torch.int32, torch.int64, torch.uint8])
+def test_ids_are_whole_numbers(kind):
+    assert is_whole(torch.zeros(1, dtype=kind)) == (kind in (torch.int32, torch.int64, torch.uint8))
+
+
+def test_the_first_id_without_an_embedding_is_named():
+    check_tokens("input_ids", torch.tensor([[0, 9]]), 10)
+    check_tokens("suffix_ids", torch.zeros(2, 0, dtype=torch.long), 10)
+    with pytest.raises(ValueError, match="input_ids hold token 10, but the model has tokens 0 to 9; use its own pr"):
+        check_tokens("input_ids", torch.tensor([[0, 10], [-1, 0]]), 10)

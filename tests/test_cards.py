@@ -1,4 +1,4 @@
-"""Model cards: what they claim is in the folder or in a data file, their metadata is valid, their snippets run."""
+"""Model cards claim what the folder or a data file says, their metadata is valid, and their snippets run."""
 
 import importlib.util
 import io
@@ -27,6 +27,7 @@ from transformers_lladav import (
     cards,
 )
 from transformers_lladav.cards import detect_kind, paper_results, paper_table, render_card
+from transformers_lladav.result_tables import SUITE_TASKS
 from transformers_lladav.shape_scenes import make_scene, render_scene
 
 ROOT = Path(__file__).parent.parent
@@ -270,6 +271,7 @@ def test_what_files_say_cannot_leave_its_cell():
         r"| `a\|b` | `x\|y # title` |", "| `c` | `` `code` `` |", "| `d` | `true` |", "| `e` | `1, 2` |",
         "| `f` | `0.3` |",
     ]  # fmt: skip
+    assert [card_facts.cell(text) for text in ("a``b", "`", "``` c")] == ["``` a``b ```", "`` ` ``", "```` ``` c ````"]
 
 
 def test_results_beside_the_weights_are_shown_as_tables(adapter_folder):
@@ -277,6 +279,23 @@ def test_results_beside_the_weights_are_shown_as_tables(adapter_folder):
     text = render_card(adapter_folder).text
     assert "From `evaluation.json` in this repository" in text
     assert cards.evaluation_table(cards.read_data("results/evaluation.json")) in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": [{"task": []}, 5]},
+        {"tasks": [{"task": "suite:test"}, {"task": "suite:unseen_pairs"}]},
+        {"tasks": [{"task": name, "questions": 1, "kinds": [{"kind": "new"}]} for name in SUITE_TASKS[:2]]},
+        {"command": None},
+    ],
+    ids=["no tasks", "no kinds", "another kind", "no command"],
+)
+def test_results_that_only_look_like_those_of_the_suite_are_shown_as_they_are(adapter_folder, change):
+    document = json.loads((ROOT / "model_cards" / "results" / "evaluation.json").read_text()) | change
+    kept = {name: value for name, value in document.items() if value is not None} | {"note": "by hand"}
+    (adapter_folder / "evaluation.json").write_text(json.dumps(kept))
+    assert "| `note` | `by hand` |" in render_card(adapter_folder).text
 
 
 def test_another_small_model_does_not_get_the_bundled_ones_results(tmp_path):

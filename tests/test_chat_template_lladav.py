@@ -1,4 +1,4 @@
-"""The prompt format."""
+"""Prompts are to the letter those of the format, whatever form the contents and the system prompt have."""
 
 import pytest
 from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""Typed control tokens become text, and holes are read: marks to the letter, and what the tokenizer makes of them."""
+"""Typed control tokens are text to the tokenizer, whole, split or nested, and holes are read to the letter."""
 
 import json
 from functools import cache
@@ -17,6 +17,7 @@ from transformers_lladav.chat_text_lladav import (
     MAX_HOLE,
     SEAM,
     as_batch,
+    as_texts,
     check_continuable,
     escape,
     escape_all,
@@ -360,3 +361,10 @@ def test_a_chat_is_told_from_a_batch_of_chats():
 )
 def test_no_pictures_are_none_or_an_empty_list(items, expected):
     assert given_any(items) is expected
+
+
+def test_one_text_and_several_of_any_kind_become_a_list():
+    assert as_texts(None) is None
+    assert as_texts("ab") == ["ab"]
+    for several in (["a", ""], ("a", ""), iter(["a", ""])):
+        assert as_texts(several) == ["a", ""]

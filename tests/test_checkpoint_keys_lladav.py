@@ -1,4 +1,4 @@
-"""The key table, and the loading of folders whose tensors have official names."""
+"""Every tensor of every layout has one native name and finds the way back, and folders load under both."""
 
 import json
 

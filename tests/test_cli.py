@@ -1,3 +1,5 @@
+"""Commands print, save and return what they promise, and what users can put right is one line and exit code 2."""
+
 import io
 import json
 
@@ -276,6 +278,14 @@ def test_bad_input_is_one_line_and_exit_code_2(picture, tmp_path):
         assert run.returncode == 2, arguments
         assert "Traceback" not in run.stderr
         assert message in " ".join(run.stderr.split())
+
+
+def test_demo_names_its_files_as_they_are_called(here, tmp_path):
+    """Square brackets are no markup."""
+    run = here("demo", "--scene", 3, "--output", tmp_path / "[v1]out[/v1]")
+    assert run.returncode == 0, run.stderr
+    shown = "".join(run.stdout.split())
+    assert all(f"[v1]out[/v1]/{name}" in shown for name in ("scene-3.png", "scene-3-answers.png"))
 
 
 def test_demo_writes_picture_and_card(tmp_path):

@@ -1,4 +1,4 @@
-"""Commit rules against plain lists: what each writes by hand, ties, empty rows, and the form they are saved in."""
+"""Commit rules write what plain lists by hand say, ties and empty rows included, and come back from a file."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Two folders tensor by tensor."""
+"""Two folders differ in exactly the tensors that were changed, by bits, and the largest difference is told."""
 
 import shutil
 
@@ -88,3 +88,35 @@ def test_equal_bits_of_another_type_are_a_difference(tmp_path):
 def test_a_folder_that_cannot_be_read(converted_folder, tmp_path):
     with pytest.raises(ValueError, match=r"there are no \*.safetensors files"):
         list(compare(converted_folder, tmp_path))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ([NAN, INF, 1.0], [NAN, INF, 3.0], "largest difference 2"),
+        ([NAN, -INF], [NAN, -INF], "types float32 and float16, equal values"),
+        ([1.0], [NAN], "largest difference inf"),
+        ([INF], [-INF], "largest difference inf"),
+        ([], [], "types float32 and float16, equal values"),
+    ],
+)
+def test_what_is_no_number_on_both_sides_hides_no_difference(tmp_path, left, right, expected):
+    narrow = expected.startswith("types")
+    for name, values in (("a", left), ("b", right)):
+        (tmp_path / name).mkdir()
+        dtype = torch.float16 if narrow and name == "b" else torch.float32
+        save_file({"x": torch.tensor(values, dtype=dtype)}, tmp_path / name / "model.safetensors")
+    (found,) = compare(tmp_path / "a", tmp_path / "b")
+    assert found.text == expected
+
+
+def test_a_nan_of_other_bits_is_told_as_such(tmp_path):
+    for name, bits in (("a", 0x7FC00000), ("b", 0x7FC00001)):  # a NaN of float32, and another one
+        (tmp_path / name).mkdir()
+        value = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+        save_file({"x": value}, tmp_path / name / "model.safetensors")
+    (found,) = compare(tmp_path / "a", tmp_path / "b")
+    assert found.text == "equal values, other bits (zeros of another sign, or NaN)"

@@ -1,4 +1,4 @@
-"""Configurations: what they are by default, what they refuse, and that they come back from a file."""
+"""Configurations are LLaDA-V 8B by default, refuse what does not fit together, and come back from a file."""
 
 import pytest
 

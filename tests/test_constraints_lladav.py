@@ -1,4 +1,4 @@
-"""Constraints against brute force: whatever order an answer is written in, nothing forbidden is reached."""
+"""In whatever order an answer is written, nothing forbidden is reached and all that is allowed is: by brute force."""
 
 import itertools
 import math

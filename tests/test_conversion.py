@@ -1,4 +1,4 @@
-"""The converter: values unchanged, ids right, every refusal before anything is written."""
+"""The converter changes no value, gets the ids right, and refuses before anything is written."""
 
 import hashlib
 import json
@@ -247,9 +247,13 @@ def test_sizes_that_do_not_fit_each_other(source, refusal):
     assert "hidden_size=32 is not a multiple of num_attention_heads=5" in refusal()
 
 
-def test_an_activation_that_does_not_exist(source, refusal):
-    change_config(source, hidden_act="swoosh")
-    assert "swoosh" in refusal()
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [("hidden_act", "swoosh", "KeyError: 'swoosh'"), ("hidden_size", 10**18, "RuntimeError: Storage size calc")],
+)
+def test_a_model_that_nobody_can_build(source, refusal, field, value, reason):
+    change_config(source, **{field: value})
+    assert f"config.json describes no model that can be built: {reason}" in refusal()
 
 
 def test_the_origin_of_a_local_folder_is_recorded(converter, tmp_path):
@@ -280,7 +284,8 @@ def test_options_that_do_not_fit(converter, tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_shard_size_of_nothing(converter, tmp_path, capsys):
-    arguments = ["--source", str(parity.OFFICIAL), "--output", str(tmp_path / "out"), "--max-shard-size", "0"]
+@pytest.mark.parametrize("size", ["0.0", "-1.0", "nan", "inf"])
+def test_a_shard_size_that_is_none(converter, tmp_path, capsys, size):
+    arguments = ["--source", str(parity.OFFICIAL), "--output", str(tmp_path / "out"), f"--max-shard-size={size}"]
     assert command_line.run(converter.main, arguments) == 1
-    assert "--max-shard-size 0.0 must be a size in GB above 0" in capsys.readouterr().err
+    assert f"--max-shard-size {size} must be a finite size in GB above 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Broken checkpoints and broken disks: one screen of reasons, and no folder that looks whole."""
+"""Broken checkpoints and full or read-only disks get one screen of reasons, and leave no folder that looks whole."""
 
 import shutil
 from pathlib import Path

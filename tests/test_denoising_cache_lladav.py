@@ -1,4 +1,4 @@
-"""What is remembered between passes: keys and values in their places, and nothing that gradients could want."""
+"""Keys and values between passes are those of their positions, and nothing that gradients could want is kept."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The loop with everything that is opt-in: commit rules in mixed batches, constraints, early ends, holes."""
+"""Commit rules, constraints, early ends and holes give each sample of a mixed batch what it gets alone."""
 
 import re
 from itertools import pairwise

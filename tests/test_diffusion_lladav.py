@@ -1,4 +1,4 @@
-"""Training: the official losses and gradients, and losses that can be worked out by hand."""
+"""Training has the official losses and gradients, and losses that can be worked out by hand."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Official checkpoints without conversion: what they load as is what the converter writes."""
+"""Official checkpoints load without conversion as what the converter writes: logits, processor, settings."""
 
 import json
 import os

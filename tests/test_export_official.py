@@ -1,8 +1,9 @@
-"""The way back to the official layout: nothing changes there and back, and what would be lost is refused."""
+"""Export to the official layout and back changes nothing, and what would be lost is refused."""
 
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import command_line
 import export_official
 import parity
 import python_process
-from export_official import export
+from export_official import describe, export, make_plan
 from hub_server import HubServer
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
 from transformers_lladav.chat_text_lladav import prepare_tokenizer
@@ -338,6 +339,11 @@ def test_a_folder_as_tower_is_compared(native, tmp_path, refusal):
     (tower / "config.json").write_text("{}")
     (problem,) = refusal(native, str(tower))
     assert problem.startswith(f"--vision-tower {tower}: config.json has model_type=None")
+    config["vision_config"]["hidden_size"] = "wide"
+    (tower / "config.json").write_text(json.dumps(config))
+    problems = refusal(native, str(tower))
+    assert all(problem.startswith(f"--vision-tower {tower}: ") for problem in problems)
+    assert "Field 'hidden_size' expected int, got str (value: 'wide')" in problems[-1]
 
 
 def test_image_settings_that_the_official_code_does_not_have(native, refusal):
@@ -374,7 +380,7 @@ def test_an_adapter_is_to_be_merged_first(native, refusal):
     (native / "adapter_config.json").write_text("{}")
     (problem,) = refusal(native)
     assert "it is an adapter" in problem
-    assert "merge_and_unload()" in problem
+    assert problem.endswith(f"merge it into its base model first: lladav merge {native} OUTPUT")
 
 
 def test_an_adapter_among_the_weights_is_to_be_merged_first(native, refusal):
@@ -549,7 +555,10 @@ def test_a_template_of_ones_own_is_lost_and_said_to_be(native, tmp_path, capsys)
     template = native / "chat_template.jinja"
     export(native, tmp_path / "usual", TOWER)
     assert capsys.readouterr().err == ""
-    template.write_text(template.read_text().replace("helpful", "harmless"))
+    own = template.read_text().replace("helpful", "harmless")
+    template.write_bytes(own.encode("utf-16"))  # in whatever encoding
+    assert "note: the chat template is not the usual one" in "\n".join(describe(make_plan(native, TOWER), None, 10**9))
+    template.write_text(own)
     export(native, tmp_path / "own", TOWER)
     assert "note: the chat template is not the usual one and is not exported" in capsys.readouterr().err
     for path in (tmp_path / "usual").iterdir():
@@ -578,7 +587,8 @@ def test_a_model_from_the_hub(exported, converted_folder, tmp_path):
         code = FROM_THE_HUB.format(script="export_official")
         scripts = Path(__file__).parent.parent / "conversion"
         command = ["-c", code, json.dumps(arguments), str(tmp_path / "out")]
-        run = python_process.run(command, env=environment | {"PYTHONPATH": str(scripts)})
+        environment["PYTHONPATH"] = os.pathsep.join([str(scripts), *sys.path])  # the package that is tested here
+        run = python_process.run(command, env=environment)
         assert run.returncode == 0, run.stderr
     for path in exported.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -1,4 +1,4 @@
-"""Vision features: the official numbers for every picture and video, and where newlines go."""
+"""Vision features are the official numbers for every picture and video, and newlines go where they should."""
 
 import pytest
 import torch

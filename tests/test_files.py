@@ -1,3 +1,5 @@
+"""A file or folder is whole or not there, whatever kills, fills or races: the old one or the new one stays."""
+
 import errno
 import os
 import shutil
@@ -161,6 +163,35 @@ def test_a_run_killed_while_it_replaces_a_folder_leaves_the_old_one_or_the_new_o
     with pytest.raises(FileExistsError, match="adapter exists and is not empty"):
         new_folder(target).__enter__()
     assert (target / "weights").read_text() == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_old_folder_stays_where_it_cannot_be_put_back(tmp_path, monkeypatch):
+    """A run was killed after it had set the old folder aside, which is all that there is of it."""
+    aside = tmp_path / ".adapter.0123abcd.old"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    (tmp_path / ".adapter.0123abcd.lock").touch()
+    replace, refused = os.replace, []
+
+    def refuse_once(old, new):
+        if not refused:
+            refused.append(old)
+            raise PermissionError("not now")
+        replace(old, new)
+
+    def fail():
+        with new_folder(tmp_path / "adapter"):
+            raise RuntimeError("disk is full")
+
+    monkeypatch.setattr(os, "replace", refuse_once)
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert (aside / "weights").read_text() == "old"
+    assert refused == [aside]
+    with pytest.raises(FileExistsError, match="adapter exists and is not empty"):
+        new_folder(tmp_path / "adapter").__enter__()
+    assert (tmp_path / "adapter" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -1,4 +1,4 @@
-"""Passes of the denoising loop: exact ones are whole, others run what is live; no sample depends on its batch."""
+"""Exact passes of the loop are whole, others run what is live, and no sample depends on its batch."""
 
 import pytest
 import torch

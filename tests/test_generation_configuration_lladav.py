@@ -1,4 +1,4 @@
-"""Settings of the loop: what is refused and how it is said, aliases, and the JSON file."""
+"""Settings of the loop are refused with value and rule, official names translate, and the JSON file keeps all."""
 
 import json
 import re
@@ -125,6 +125,11 @@ class Rule:
         (
             {"sampler_config": {"_cls_name": "Rule"}},
             "sampler_config has _cls_name='Rule'; choose one of FixedSchedule, ConfidenceThreshold, ConfidenceFactor, "
+            "EntropyBound",
+        ),
+        (
+            {"sampler_config": {"_cls_name": []}},
+            "sampler_config has _cls_name=[]; choose one of FixedSchedule, ConfidenceThreshold, ConfidenceFactor, "
             "EntropyBound",
         ),
         (
@@ -354,6 +359,12 @@ def test_an_alias_may_repeat_its_name_but_not_contradict_it():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             resolve_aliases(options)
+
+
+@pytest.mark.parametrize("scale", ["2", True, [1.0]])
+def test_an_official_scale_is_a_number(scale):
+    with pytest.raises(ValueError, match=re.escape(f"cfg_scale={scale!r} must be a number")):
+        resolve_aliases({"cfg_scale": scale})
 
 
 def test_a_single_stop_string_becomes_a_list():

@@ -1,4 +1,4 @@
-"""`generate()`: the official runs step by step, batches, prompts that stay, and arguments that do not fit."""
+"""`generate()` follows the official runs step by step, batches change nothing, and misfits are refused."""
 
 import re
 
@@ -384,7 +384,22 @@ def test_without_randomness_the_seed_does_not_matter(model, hello):
             ValueError,
             "suffix_ids and generation_suffix were both given",
         ),
-        ({"suffix_ids": torch.ones(3, 2)}, ValueError, "suffix_ids has 3 rows for a batch of 1"),
+        ({"suffix_ids": torch.ones(3, 2).long()}, ValueError, "suffix_ids has 3 rows for a batch of 1"),
+        (
+            {"suffix_ids": 5},
+            ValueError,
+            "suffix_ids has shape () and dtype torch.int64; give (suffix,) or",
+        ),
+        ({"suffix_ids": torch.ones(1, 1, 1).long()}, ValueError, "suffix_ids has shape (1, 1, 1)"),
+        ({"suffix_ids": [1.5]}, ValueError, "suffix_ids has shape (1,) and dtype torch.float32; give"),
+        ({"suffix_ids": [-1]}, ValueError, "suffix_ids hold token -1, but the model has tokens 0 to 126463"),
+        ({"suffix_ids": [126464]}, ValueError, "suffix_ids hold token 126464, but the model has tokens 0 to 126463"),
+        ({"cfg_scale": "2"}, ValueError, "cfg_scale='2' must be a number"),
+        (
+            {"temperature": 1.0, "generator": 3},
+            TypeError,
+            "generator is a int; pass a torch.Generator, or a list of one per sample",
+        ),
         ({"attention_mask": torch.ones(1, 3)}, ValueError, "attention_mask has shape (1, 3) and input_ids (1, 72)"),
         (
             {"temperature": 1.0, "generator": [torch.Generator(), torch.Generator()]},
@@ -405,11 +420,19 @@ def test_a_prompt_must_be_a_batch(model):
         (torch.tensor([1, 2]), r"a torch.int64 tensor of shape \(2,\)"),
         (torch.tensor([[1.0]]), r"a torch.float32 tensor of shape \(1, 1\)"),
         ([[1, 2], [3]], "list"),
+        (torch.ones(1, 2).bool(), r"a torch.bool tensor of shape \(1, 2\)"),
+        (torch.zeros(0, 3).long(), r"a torch.int64 tensor of shape \(0, 3\)"),
     ):
         with pytest.raises(
             ValueError, match=rf"input_ids must be given as \(batch, prompt\) whole numbers, not {given}"
         ):
             model.generate(prompt)
+
+
+@pytest.mark.parametrize("token", [-1, 126464])
+def test_a_token_that_the_model_does_not_have_is_refused_by_its_id(token, model):
+    with pytest.raises(ValueError, match=f"input_ids hold token {token}, but the model has tokens 0 to 126463"):
+        model.generate(torch.tensor([[5, token]]), max_new_tokens=4)
 
 
 def test_official_draws_need_a_batch_of_one(model, processor):

@@ -1,4 +1,4 @@
-"""What fuzzing found, and what people do on purpose: each is refused in words, or is only text.
+"""What fuzzing found and what people do on purpose is refused in words, or is only text.
 
 Paths out of a folder and links are tested in test_media.py, hostile texts in pages in test_recording.py and
 test_web_view.py, shard indexes in test_weights.py and test_corruptions.py.
@@ -201,6 +201,10 @@ def test_pictures_are_fetched_through_the_proxy_of_the_environment(site, monkeyp
         ({"newline_position": "nowhere"}, "must be one of grid, frame, one_token, no_token"),
         ({"image_grid_pinpoints": [384]}, r"must be a list of \[height, width\]"),
         ({"image_grid_pinpoints": [[2**20, 2**20]]}, "at most 268435456 in a canvas"),
+        ({"tiling": "tile"}, "tiling='tile' of the image processor must be one of auto, tiles, square"),
+        ({"single_tile_newline": "no"}, "single_tile_newline='no' of the image processor must be True or False"),
+        ({"patch_size": 385}, "patch_size=385 is more than the tile's side of 384"),
+        ({"image_grid_pinpoints": [[384, 400]]}, r"image_grid_pinpoints has \[384, 400\]; .* of the tile's side 384"),
         ({"size": []}, r"size=\[\] of the image processor must be a height and a width"),
         ({"size": {"height": 2**30, "width": 2**30}}, "a height and a width in pixels, at most 16384"),
     ],

@@ -1,4 +1,4 @@
-"""Pictures to tiles: the official pixels, every way to hand over a picture, and what bad pictures get."""
+"""Pictures become the official tiles in whatever form they come, and bad ones are named with the reason."""
 
 import json
 import re
@@ -251,6 +251,33 @@ def test_the_limit_is_checked_on_the_header_alone(tmp_path):
     (tmp_path / "header.png").write_bytes(header)
     with pytest.raises(ValueError, match="more than max_image_pixels=10"):
         open_picture(tmp_path / "header.png", "image", 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_video_frames": 0}, "max_video_frames=0 of the image processor must be a whole number of at least 1"),
+        ({"newline_position": "row"}, "newline_position='row' of the image processor must be one of grid, frame"),
+        ({"max_video_frame": 4}, "a video takes no 'max_video_frame'; did you mean 'max_video_frames'\\?"),
+        ({"size": {"height": 0, "width": 0}}, "of the image processor must be a height and a width"),
+    ],
+)
+def test_settings_of_a_video_are_checked_as_those_of_pictures(settings, words, image_processor):
+    with pytest.raises((ValueError, TypeError), match=words):
+        image_processor.preprocess_video([Image.new("RGB", (4, 4))], **settings)
+
+
+def test_a_video_takes_a_tile_by_its_side_as_pictures_do(image_processor):
+    for size in (112, {"height": 112, "width": 112}):
+        got = image_processor.preprocess_video([Image.new("RGB", (4, 4))], size=size)
+        assert got.pixel_values_videos.shape == (1, 3, 112, 112)
+        assert got.num_video_tokens == [4 * 5]  # 8 patches a side, pooled to 4, and a newline for every row
+
+
+@pytest.mark.parametrize("images", [[], [[]], [[], []]])
+def test_no_pictures_are_refused_as_such(images, image_processor):
+    with pytest.raises(ValueError, match="there are no pictures; give at least one"):
+        image_processor(images)
 
 
 def test_bad_video_frames_are_named(tmp_path, image_processor):

@@ -1,4 +1,4 @@
-"""The model's forward: the official logits, padding, attention kernels, other sizes, and what it refuses."""
+"""The model's logits are the official ones with any padding, attention kernel and size, and misuse is refused."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Half precision at real sizes, extreme numbers, and devices without float64.
+"""Half precision stays within rounding at real sizes, extreme numbers are survived, and float64 is not needed.
 
 Bounds are those of rounding. u is the unit roundoff of a type: 2^-11 for float16, 2^-8 for bfloat16, 2^-24 for
 float32. A sum of n products that is kept in float32 is off by no more than g(n) = n u / (1 - n u) times the sum of

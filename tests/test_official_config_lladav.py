@@ -1,4 +1,4 @@
-"""Official configurations in our words."""
+"""Official configurations become ours field by field, sizes of the tower come from tensors, the rest is refused."""
 
 import json
 
@@ -62,6 +62,24 @@ def test_pinpoints_are_turned_and_keep_their_order():
     assert read_pinpoints("(1x1),...,(6x6)", 384) == DEFAULT_PINPOINTS
     with pytest.raises(ValueError, match=r"image_grid_pinpoints=many; give \[\[width, height\]"):
         read_pinpoints("many", 384)
+
+
+@pytest.mark.parametrize("backwards", ["(6x6),...,(1x1)", "(1x6),...,(6x1)", "(0x1),...,(2x2)"])
+def test_a_range_without_canvases_does_not_turn_tiling_off(backwards):
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints=.*; a range begins at \(1x1\) or more and goes up"):
+        read_pinpoints(backwards, 384)
+
+
+def test_canvases_are_whole_numbers_of_pixels():
+    for pixels in (384.5, "384"):
+        with pytest.raises(ValueError, match=r"image_grid_pinpoints=.*; give \[\[width, height\]"):
+            vision_sizes(tower_shapes(), pinpoints=[[384, pixels]])
+    assert vision_sizes(tower_shapes(), pinpoints=[[384.0, 768.0]])["image_size"] == 384
+
+
+def test_tensors_without_entries_tell_no_sizes():
+    shapes = tower_shapes() | {CONV: (1152, 3, 0, 0)}
+    assert vision_sizes(shapes)["patch_size"] == 14
 
 
 def test_padded_pictures_have_no_canvases():

@@ -1,4 +1,4 @@
-"""What is asked of an official folder's files: shapes, the vision tower's configuration, `config.json`."""
+"""Of an official folder's files shapes, tower and configuration are read, and damaged or hostile ones are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The processor of an official checkpoint."""
+"""An official checkpoint gets the processor that its configuration asks for, and other tokenizers are refused."""
 
 import json
 import shutil

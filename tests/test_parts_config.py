@@ -1,4 +1,4 @@
-"""Configurations of LLaDA and SigLIP in our words."""
+"""Configurations of LLaDA and SigLIP become ours, and every computation that is not here is refused by its field."""
 
 import json
 

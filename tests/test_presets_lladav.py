@@ -1,4 +1,4 @@
-"""Presets: the numbers of the paper, settings that fit together, and names that are found."""
+"""Presets have the numbers of the paper, fit together, do what they say, and are found by name."""
 
 import re
 

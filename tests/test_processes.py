@@ -1,4 +1,4 @@
-"""The processes of a run; what needs several of them is in test_distributed."""
+"""One process is all of a run where there are no others, and those that load data end with it alone."""
 
 import importlib.util
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Chats, pictures and videos to model inputs: the official ids, batches, and what does not fit together."""
+"""Chats, pictures and videos become the official ids, batches equal their samples, and misfits are refused."""
 
 import copy
 import inspect
@@ -188,6 +188,23 @@ def test_picture_counts_that_do_not_fit_name_the_sample_and_both_counts(processo
         processor(text=["<image>a"], images=[[one], [one]])
     with pytest.raises(ValueError, match="sample 0 has 1 <video> placeholders and 0 videos"):
         processor(text=["<video>a"])
+
+
+@pytest.mark.parametrize("other", [parity.picture(TINY), np.zeros((30, 40, 3), np.uint8), None])
+def test_lists_and_pictures_are_not_mixed(other, processor):
+    with pytest.raises(ValueError, match="the items for <image> of sample 1 are no list; give one for each sample"):
+        processor(text=["<image>a", "<image>b"], images=[[parity.picture(TINY)], other])
+
+
+@pytest.mark.parametrize("text", [[], 5, [5], ["a", None]])
+def test_what_is_no_text_is_refused(text, processor):
+    with pytest.raises((TypeError, ValueError), match=r"text=.* must be a text or a list of at least one"):
+        processor(text=text)
+
+
+def test_a_video_without_frames_is_named(processor):
+    with pytest.raises((TypeError, ValueError), match=r"video 1, frame 0: a picture is a path, .*, not list"):
+        processor(text=["<video>a"], videos=[[[]]])
 
 
 def test_a_truncation_that_would_cut_a_picture_is_refused(processor):

@@ -1,4 +1,4 @@
-"""Complete folders: native weights, configuration, processor and code."""
+"""A folder that is published holds weights, configuration, processor and all code that it needs, to the byte."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Publishing a folder: what is uploaded, what is refused, and that it loads from the (stand-in) Hub afterwards."""
+"""A push uploads what its dry run lists and nothing else, goes on after failures, and loads from a stand-in Hub."""
 
 import hashlib
 import json
@@ -172,9 +172,11 @@ def test_what_is_not_part_of_a_checkpoint_stays(model_folder, tmp_path):
     (model_folder / "metrics.json").symlink_to(tmp_path / "secret.json")
     (model_folder / "recipe.json").write_text("{}")
     (model_folder / "LICENSE.txt").write_text("MIT")
+    (model_folder / "LICENSE.PKL").write_bytes(b"state")
     plan = plan_upload(model_folder, REPO)
     assert plan.left_out == {
         ".env": "hidden",
+        "LICENSE.PKL": "a pickle, which can run code when it is opened",
         "log.txt": "not part of a checkpoint",
         "metrics.json": "a link that leaves the folder",
         "notes.py": "not part of a checkpoint",
@@ -186,10 +188,20 @@ def test_what_is_not_part_of_a_checkpoint_stays(model_folder, tmp_path):
     assert not names & plan.left_out.keys()
 
 
-def test_a_configuration_outside_the_folder_is_an_error(model_folder, tmp_path):
-    (model_folder / "config.json").rename(tmp_path / "config.json")
-    (model_folder / "config.json").symlink_to(tmp_path / "config.json")
-    assert any("cp -rL" in error for error in plan_upload(model_folder, REPO).checked.errors)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json", "modeling_lladav.py"])
+def test_a_part_of_the_model_outside_the_folder_is_an_error_and_stays_there(name, converted_folder, tmp_path):
+    folder = Path(shutil.copytree(converted_folder, tmp_path / "model"))
+    (folder / name).rename(tmp_path / name)
+    if name.endswith(".json"):
+        content = json.loads((tmp_path / name).read_text())
+        del content["auto_map"]  # so that the upload would complete it
+        (tmp_path / name).write_text(json.dumps({**content, "secret": "of elsewhere"}))
+    (folder / name).symlink_to(tmp_path / name)
+    plan = plan_upload(folder, REPO)
+    assert plan.left_out == {name: "a link that leaves the folder"}
+    (error,) = plan.checked.errors
+    assert error == f"{name} is a link that leaves {folder}; copy the folder with `cp -rL` first"
+    assert name not in {file.name for file in plan.files}
 
 
 def test_the_folders_own_card_is_kept(model_folder):
@@ -466,6 +478,10 @@ def test_a_whole_model_in_an_adapters_folder_is_an_error_with_its_size(adapter_f
     change_config(adapter_folder, modules_to_save=[f"layer{number}" for number in range(3)])
     (error,) = adapter_errors(adapter_folder)
     assert error.startswith(f"1 of {count} tensors (1.0 MB of ")
+    for saved in (5, "layer0"):  # of a foreign file
+        change_config(adapter_folder, modules_to_save=saved)
+        (error,) = adapter_errors(adapter_folder)
+        assert error.startswith(f"4 of {count} tensors (4.0 MB of ")
 
 
 def test_broken_adapters_are_refused(adapter_folder):

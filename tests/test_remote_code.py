@@ -1,4 +1,4 @@
-"""A converted folder without the package: its own code gives the same classes, logits and answers.
+"""A converted folder without the package gives the same classes, logits and answers by its own code.
 
 Run as a script, this file is the other side: a process in which `transformers_lladav` cannot be imported. It loads
 folders with `trust_remote_code=True` and writes down what it got, and the tests compare that with the package: the

@@ -1,3 +1,5 @@
+"""What a run was told before and is told now differs in the settings that are named, and damage is told."""
+
 import pytest
 
 from transformers_lladav.run_records import differences, read_record

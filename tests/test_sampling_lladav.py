@@ -1,4 +1,4 @@
-"""What a step predicts: candidates, confidences, entropies, and where randomness comes from."""
+"""Candidates, confidences and entropies are those of the distribution, and draws depend on no neighbour."""
 
 import math
 
@@ -302,6 +302,7 @@ def test_without_a_generator_the_global_one_seeds():
 
 def test_generators_that_are_given_are_used_and_counted():
     given_ones = [torch.Generator(), torch.Generator()]
-    assert sample_generators(given_ones, 2, torch.device("cpu")) is given_ones
+    assert sample_generators(given_ones, 2, torch.device("cpu")) == given_ones
+    assert sample_generators(tuple(given_ones), 2, torch.device("cpu")) == given_ones
     with pytest.raises(ValueError, match=r"^generator has 2 entries for a batch of 3; pass one per sample$"):
         sample_generators(given_ones, 3, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""`score()`: likelihoods that can be worked out by hand, estimates against them, and arguments that do not fit."""
+"""`score()` gives likelihoods that can be worked out by hand, estimates near them, and refuses misfits."""
 
 import itertools
 import math
@@ -405,6 +405,8 @@ def test_pictures_and_videos_are_encoded_once_and_seen(kind, sharp, monkeypatch)
         ([[4]], {"num_samples": 0}, "num_samples=0 must be a whole number of at least 1"),
         ([[4]], {"batch_size": 1.5}, r"batch_size=1.5 must be a whole number of at least 1"),
         ([[4]], {"seed": "x"}, "seed='x' must be a whole number"),
+        ([[4]], {"seed": 2**64}, f"seed={2**64} must be a whole number from {-(2**63)} to {2**64 - 1}"),
+        ([[4]], {"guidance_scale": math.inf}, "guidance_scale=inf must be finite"),
         ([[4]], {"guidance_scale": -1}, "guidance_scale=-1 must be a number of at least 0; 1 is off"),
         ([[4]], {"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \(1, 3\) and input_ids \(1, 5\)"),
         (

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub: only safe files, only what is needed, errors that say what to do."""
+"""From the Hub come safe files only, no more than is needed, and errors that say what to do."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The loop whose shapes never change: the tokens of the ordinary one, in one graph, without waiting for the device."""
+"""The loop of constant shapes writes the tokens of the ordinary one, in one graph, and seldom waits for the device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where an answer stops, when a block may end early, and which stopping criteria a denoising loop can ask."""
+"""Answers stop by the official rule, blocks end early when stable and sure, and foreign criteria are refused."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Tiles, features and tokens of a picture of any size."""
+"""Tiles, features and tokens of a picture of any size are the official ones, and stay within their limits."""
 
 import pytest
 from hypothesis import given

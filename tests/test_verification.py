@@ -1,4 +1,7 @@
-"""What a checkpoint folder is checked for, thing by thing; broken weight files stand in test_corruptions.py."""
+"""Each thing that can be wrong in a checkpoint folder is told as one error or warning, and nothing is executed.
+
+Broken weight files stand in test_corruptions.py.
+"""
 
 import hashlib
 import json
@@ -199,6 +202,15 @@ def test_ids_that_are_not_the_tokenizers(folder, name):
     errors = found(folder, "error")
     assert ("tokenizer", errors[0][1]) == errors[0]
     assert f"as {config[name]}, config.json as {config[name] - 1}" in errors[0][1]
+
+
+@pytest.mark.parametrize("number", [-5, 2**40, [560, -1]])
+def test_an_end_that_is_no_token(folder, number):
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", text_config={**config["text_config"], "eos_token_id": number})
+    end = number[1] if isinstance(number, list) else number
+    wanted = f"config.json has eos_token_id={end}, which is no token of the tokenizer"
+    assert the_error(folder) == ("tokenizer", wanted)
 
 
 def test_answers_of_tokens_that_do_not_exist(folder):

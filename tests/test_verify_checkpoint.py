@@ -1,4 +1,4 @@
-"""The verifier's command line: what it prints, writes and returns."""
+"""The verifier's command line prints and writes all findings, and its exit code says what came of it."""
 
 import hashlib
 import json
@@ -64,3 +64,23 @@ def test_help_names_the_exit_codes(capsys):
     assert "Exit code 0: nothing wrong" in shown
     for option in ("--against", "--json", "--strict", "--tensors", "--vision-config"):
         assert option in shown
+
+
+def test_names_of_tensors_are_printed_as_they_are(tmp_path, capsys):
+    other = shutil.copytree(BUNDLED_CHECKPOINT, tmp_path / "[red]other")
+    tensors = load_file(other / "model.safetensors")
+    names = ["x[/bold]y", "[red]z"]
+    more = {name: tensors["model.image_newline"].clone() for name in names}
+    save_file({**tensors, **more}, other / "model.safetensors")
+    assert verify_checkpoint.main([str(other), "--tensors"]) == 1
+    shown = capsys.readouterr().out
+    assert all(f"  {digest(tensors['model.image_newline'])}  {name}\n" in shown for name in names)
+    assert verify_checkpoint.main([str(BUNDLED_CHECKPOINT), "--against", str(other)]) == 1
+    shown = capsys.readouterr().out
+    assert all(f"  DIFFERS {name}: only in {other}\n" in shown for name in names)
+
+
+def test_a_report_that_cannot_be_written_is_not_taken_for_a_folder_that_is_wrong(capsys):
+    # /proc takes no folders, whoever asks.
+    assert verify_checkpoint.main([str(BUNDLED_CHECKPOINT), "--json", "/proc/lladav/report.json"]) == 2
+    assert "error:" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Reading and writing of tensor files: headers, shards, memory, values that are no numbers."""
+"""Tensor files are read by their headers and written whole in shards, and values that are no numbers are named."""
 
 import json
 import re
@@ -109,6 +109,13 @@ def test_a_sum_that_overflows_is_no_finding():
     assert count_non_finite(torch.full((1000,), torch.finfo(torch.float32).max)) == 0
     assert count_non_finite(torch.full((1000,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)) == 0
     assert count_non_finite(torch.empty(0)) == 0
+
+
+def test_entries_of_every_kind_that_a_file_may_hold_are_counted():
+    half = torch.tensor([complex(1, float("nan")), complex(float("inf"), 1), complex(1, 2)])
+    assert count_non_finite(half) == 2
+    eighths = torch.tensor([1.0, float("nan"), float("nan")])
+    assert count_non_finite(eighths.to(torch.float8_e4m3fn)) == count_non_finite(eighths.to(torch.float8_e5m2)) == 2
 
 
 def test_bad_values_are_named_with_their_file_or_with_the_type_they_do_not_fit(tmp_path):

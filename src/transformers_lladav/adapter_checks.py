@@ -57,7 +57,8 @@ def check_adapter(folder: Path, base_model: str | None = None) -> Checked:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         checked.errors.append(f"{ADAPTER_WEIGHTS} is missing; save the adapter with PeftModel.save_pretrained")
     else:
-        _check_tensors(folder / ADAPTER_WEIGHTS, prefix, config.get("modules_to_save") or [], checked)
+        saved = config.get("modules_to_save")
+        _check_tensors(folder / ADAPTER_WEIGHTS, prefix, saved if isinstance(saved, list) else [], checked)
     return checked
 
 

@@ -143,7 +143,7 @@ def _find_base(folder: Path, base: str | Path | None) -> tuple[str, dict[str, An
         return str(base), {}
     settings = read_object(folder / ADAPTER_CONFIG)
     source, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not source:
+    if not isinstance(source, str) or not source:
         raise FileNotFoundError(f"the adapter {folder} does not name its base model; {FIX}")
     if is_hub_id(source):
         return source, {"revision": revision} if revision else {}
@@ -208,7 +208,7 @@ def merge(
 
     Raises:
         AdapterError: if the adapter does not fit, the base is quantised, or what comes out is not finite.
-        FileExistsError: if something stands at `output`.
+        FileExistsError: if something with content stands at `output`.
         OSError: if the base is not there, or the disk is too small.
     """
     check_free(output)

@@ -24,6 +24,29 @@ class Canvas:
     blind: torch.Tensor
 
 
+def is_whole(ids: torch.Tensor) -> bool:
+    """Whether a tensor holds whole numbers, as ids are."""
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+
+
+def check_tokens(name: str, ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuse ids that have no embedding: on a GPU they would end the whole process.
+
+    Args:
+        name: of the argument that holds them.
+        ids: whole numbers of any shape.
+        vocab_size: rows of the embedding.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    if len(outside := ids[(ids < 0) | (ids >= vocab_size)]):
+        last = vocab_size - 1
+        raise ValueError(
+            f"{name} hold token {int(outside[0])}, but the model has tokens 0 to {last}; use its own processor"
+        )
+
+
 def append_canvas(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,

@@ -1,6 +1,7 @@
 """What a checkpoint folder says about itself, for its model card: nothing here is guessed."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def cell(value: object) -> str:
     else:
         text = json.dumps(value) if isinstance(value, bool) else str(value)
     text = " ".join(text.split()).replace("|", r"\|")
-    fence = "``" if "`" in text else "`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in the text
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 

@@ -12,6 +12,7 @@ from . import BUNDLED_CHECKPOINT
 from .card_facts import (
     ADAPTER_CONFIG,
     METRIC_FILES,
+    RECIPE,
     adapter_settings,
     flatten,
     read_object,
@@ -19,6 +20,7 @@ from .card_facts import (
     read_weights,
     settings_table,
 )
+from .official_config_lladav import OFFICIAL_MODEL_TYPE
 from .presets_lladav import PRESETS
 from .result_tables import (
     decoding_table,
@@ -74,7 +76,7 @@ def detect_kind(folder: Path) -> Kind:
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"
     model_type = read_object(folder / "config.json").get("model_type")
-    if model_type == "llava_llada":
+    if model_type == OFFICIAL_MODEL_TYPE:
         raise ValueError(
             f"{folder} has the layout of the official release; convert it first: "
             f"python conversion/convert_checkpoint.py --source {folder} --output {folder.resolve().name}-hf"
@@ -86,7 +88,7 @@ def detect_kind(folder: Path) -> Kind:
 
 def _is_tiny(folder: Path) -> bool:
     """Whether the recipes beside the weights are those of the stages of `lladav train tiny`."""
-    return (folder / "recipe.json").is_file() and read_object(folder / "recipe.json").keys() >= {"tower", "stage1"}
+    return (folder / RECIPE).is_file() and read_object(folder / RECIPE).keys() >= {"tower", "stage1"}
 
 
 def render_card(

@@ -334,6 +334,26 @@ def as_batch(conversation: Any) -> tuple[Any, bool]:
     return conversation if batched else [conversation], batched
 
 
+def as_texts(text: Any) -> list[str] | None:
+    """Bring one text to a list of texts.
+
+    Args:
+        text: a text, several, or None.
+
+    Returns:
+        The texts; None for None.
+
+    Raises:
+        ValueError: if there is none among them, or something else.
+    """
+    if text is None:
+        return None
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Iterable) else []
+    if not texts or not all(isinstance(item, str) for item in texts):
+        raise ValueError(f"text={text!r:.80} must be a text or a list of at least one")
+    return texts
+
+
 def check_chats(conversation: Any) -> Any:
     """Refuse what no template can make a prompt of, in words that name the message.
 

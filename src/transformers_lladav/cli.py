@@ -120,10 +120,11 @@ def demo(
     picture = render_scene(drawn, 512)
     save_picture(picture, picture_file)
     save_picture(answer_card(picture, rows), card_file)
-    out.print(f"Picture: {picture_file} (scene {index}; repeat with --scene {index})")
+    # As text, since what stands in square brackets in a path is no markup.
+    out.print(Text(f"Picture: {picture_file} (scene {index}; repeat with --scene {index})"))
     table = Table("question", "true answer", "model's answer", "tokens / forward", show_lines=True)
     for row in rows:
         style = "green" if row.right else "red"
         table.add_row(row.question, row.expected, Text(row.given, style=style), f"{row.tokens_per_forward:.2f}")
     out.print(table)
-    out.print(f"{sum(row.right for row in rows)} of {len(rows)} right. Picture with answers: {card_file}")
+    out.print(Text(f"{sum(row.right for row in rows)} of {len(rows)} right. Picture with answers: {card_file}"))

@@ -33,7 +33,9 @@ def merge(
         chosen = None if dtype == "keep" else getattr(torch, dtype)
         merged = adapters.merge(adapter, output, model, chosen, trust_remote_code)
     for note in merged.notes:
-        err.print(Text.assemble(("Warning: ", "yellow"), note))
+        err.print(Text.assemble(("Warning: ", "yellow"), note), soft_wrap=True)
     kind = str(merged.dtype).removeprefix("torch.")
-    out.print(f"{merged.parameters:,} parameters in {kind}, from {merged.base}", soft_wrap=True, highlight=False)
-    out.print(f"Merged model written to {output}; try: lladav ask PICTURE QUESTION --model {output}", soft_wrap=True)
+    # As text, since what stands in square brackets in a path is no markup.
+    out.print(Text(f"{merged.parameters:,} parameters in {kind}, from {merged.base}"), soft_wrap=True)
+    written = f"Merged model written to {output}; try: lladav ask PICTURE QUESTION --model {output}"
+    out.print(Text(written), soft_wrap=True)

@@ -46,9 +46,9 @@ def push(
         return
     enable_progress_bars()
     published = pushing.push(upload, private, revision, message, create_pr)
-    out.print(f"Published: {published.address}", soft_wrap=True)
+    out.print(Text(f"Published: {published.address}"), soft_wrap=True)
     if published.removed:
-        out.print(f"Removed, from an earlier upload: {', '.join(published.removed)}", soft_wrap=True)
+        out.print(Text(f"Removed, from an earlier upload: {', '.join(published.removed)}"), soft_wrap=True)
 
 
 @contextmanager

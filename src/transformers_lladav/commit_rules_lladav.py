@@ -207,7 +207,7 @@ def load_rule(saved: dict[str, Any]) -> Any:
     """
     settings = dict(saved)
     name = settings.pop("_cls_name", None)
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"sampler_config has _cls_name={name!r}; choose one of {', '.join(RULES)}")
     try:
         return RULES[name](**settings)

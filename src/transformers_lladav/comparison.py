@@ -68,10 +68,18 @@ def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
     kinds = "" if left.dtype == right.dtype else f"types {left.dtype} and {right.dtype}, ".replace("torch.", "")
     if not kinds and torch.equal(_bits(left), _bits(right)):
         return ""
-    largest = max((float((a.float() - b.float()).abs().max()) for a, b in _pieces(left, right)), default=0.0)
+    largest = max(_largest_difference(a, b) for a, b in _pieces(left, right))
     if largest == 0:
         return f"{kinds}equal values" if kinds else "equal values, other bits (zeros of another sign, or NaN)"
     return f"{kinds}largest difference {largest:.3g}"
+
+
+def _largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Of two pieces; none where neither is a number, for NaN would hide all others, infinite where only one is."""
+    ours, theirs = left.float(), right.float()
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    different = (ours - theirs).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0)
+    return float(different.amax()) if len(different) else 0.0
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

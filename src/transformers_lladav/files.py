@@ -238,7 +238,10 @@ def _clean_up(path: Path) -> None:
             lock.acquire(timeout=0)
         except (Timeout, OSError):
             continue
-        with suppress(OSError):
+        try:
             if old.is_dir() and not path.exists():
                 os.replace(old, path)
+        except OSError:  # what is set aside is all that there is of the folder: it waits for the next run
+            lock.release()
+            continue
         _discard(lock, scratch, old)

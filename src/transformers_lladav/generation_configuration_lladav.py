@@ -8,11 +8,19 @@ from transformers import CompileConfig, GenerationConfig
 from .commit_rules_lladav import RULES, ConfidenceFactor, ConfidenceThreshold, EntropyBound, FixedSchedule, load_rule
 from .sampling_lladav import REMASKING, SamplingSettings
 
+
+def _guidance(scale: Any) -> float:
+    """The official scale counts from 0."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise ValueError(f"cfg_scale={scale!r} must be a number")
+    return scale + 1.0
+
+
 # Names of the official code, with the name used here and how a value translates.
 ALIASES: dict[str, tuple[str, Any]] = {
     "steps": ("max_denoising_steps", lambda value: value),
     "gen_length": ("max_new_tokens", lambda value: value),
-    "cfg_scale": ("guidance_scale", lambda value: value + 1.0),
+    "cfg_scale": ("guidance_scale", _guidance),
     "stopping_criteria": ("stop_strings", lambda value: value),
 }
 
@@ -414,7 +422,7 @@ def resolve_aliases(options: dict[str, Any]) -> dict[str, Any]:
         A new dictionary without aliases.
 
     Raises:
-        ValueError: if an alias and its name are both given and differ.
+        ValueError: if an alias and its name are both given and differ, or a scale is no number.
     """
     resolved = {name: value for name, value in options.items() if name not in ALIASES}
     for alias, (name, translate) in ALIASES.items():

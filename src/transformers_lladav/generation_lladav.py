@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .canvas_lladav import Canvas, append_canvas, open_holes, prompt_tail
+from .canvas_lladav import Canvas, append_canvas, check_tokens, is_whole, open_holes, prompt_tail
 from .commit_rules_lladav import FixedSchedule
 from .constraints_lladav import (
     AllowedTokens,
@@ -130,7 +130,7 @@ class LladaVGenerationMixin(GenerationMixin):
         if isinstance(stopping_criteria, str) or _all_text(stopping_criteria):
             kwargs["stopping_criteria"], stopping_criteria = stopping_criteria, None
         config, pictures = self._prepare_settings(generation_config, preset, kwargs)
-        input_ids = _checked_prompt(input_ids, official_draws)
+        input_ids = _checked_prompt(input_ids, official_draws, self.config.text_config.vocab_size)
         suffix = self._suffix(input_ids, suffix_ids, generation_suffix, tokenizer)
         mask = _prompt_mask(input_ids, attention_mask)
         if infill:
@@ -199,12 +199,18 @@ class LladaVGenerationMixin(GenerationMixin):
             suffix_ids = tokenizer(generation_suffix, add_special_tokens=False).input_ids
         if suffix_ids is None:
             return input_ids.new_zeros(batch, 0)
-        suffix = torch.as_tensor(suffix_ids, dtype=torch.long, device=input_ids.device)
-        suffix = suffix.expand(batch, -1) if suffix.ndim == 1 else suffix
+        suffix = torch.as_tensor(suffix_ids, device=input_ids.device)
+        if suffix.ndim not in (1, 2) or (suffix.numel() and not is_whole(suffix)):
+            raise ValueError(
+                f"suffix_ids has shape {tuple(suffix.shape)} and dtype {suffix.dtype}; give (suffix,) or "
+                "(batch, suffix) whole numbers"
+            )
+        suffix = suffix.long().expand(batch, -1) if suffix.ndim == 1 else suffix.long()
         if suffix.shape[0] != batch:
             raise ValueError(
                 f"suffix_ids has {suffix.shape[0]} rows for a batch of {batch}; pass one row, or one each"
             )
+        check_tokens("suffix_ids", suffix, self.config.text_config.vocab_size)
         return suffix
 
     def _message_ends(self) -> list[int]:
@@ -343,8 +349,8 @@ def _all_text(criteria: Any) -> bool:
     return isinstance(criteria, list | tuple) and len(criteria) > 0 and all(isinstance(item, str) for item in criteria)
 
 
-def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool) -> torch.Tensor:
-    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool, vocabulary: int) -> torch.Tensor:
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or not len(input_ids) or not is_whole(input_ids):
         given = type(input_ids).__name__
         if isinstance(input_ids, torch.Tensor):
             given = f"a {input_ids.dtype} tensor of shape {tuple(input_ids.shape)}"
@@ -354,6 +360,7 @@ def _checked_prompt(input_ids: torch.Tensor | None, official_draws: bool) -> tor
         )
     if official_draws and len(input_ids) != 1:
         raise ValueError(f"official_draws needs batch size 1, not {len(input_ids)}: the official code has no more")
+    check_tokens("input_ids", input_ids, vocabulary)
     return input_ids
 
 

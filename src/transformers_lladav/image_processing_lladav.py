@@ -4,9 +4,10 @@ LLaDA-V, arXiv:2505.16933, section 3 ("anyres"). Pixel values depend on Pillow's
 another library's resize differs by up to one grey level.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, count
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from .tiling_lladav import DEFAULT_PINPOINTS, best_resolution, fitted_size, tile
 
 PAD_COLOUR = (127, 127, 127)
 NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
+TILINGS = ("auto", "tiles", "square")
 MAX_TILE, MAX_CANVAS = 16384, 2**28  # in pixels: a side, and an area; far beyond any vision tower
 
 
@@ -94,6 +96,8 @@ SETTING_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_std": (lambda value: _are(value, _is_finite, 3) and 0 not in value, "three finite numbers other than 0"),
     "rescale_factor": (_is_finite, "a finite number"),
     "newline_position": (lambda value: value in NEWLINE_POSITIONS, f"one of {', '.join(NEWLINE_POSITIONS)}"),
+    "single_tile_newline": (lambda value: isinstance(value, bool), "True or False"),
+    "tiling": (lambda value: value in TILINGS, f"one of {', '.join(TILINGS)}"),
     "image_grid_pinpoints": (
         lambda value: _are(value, _is_canvas),
         f"a list of [height, width] in pixels, at most {MAX_CANVAS} in a canvas",
@@ -157,11 +161,10 @@ class LladaVImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open every picture of a nested list; see `open_picture` for what is accepted and raised."""
         if isinstance(image_url_or_urls, list | tuple):
-            counter = iter(range(1, 1 << 30))
-            return self._fetch_nested(image_url_or_urls, counter)
+            return self._fetch_nested(image_url_or_urls, count(1))
         return open_picture(image_url_or_urls, "image", self.max_image_pixels)
 
-    def _fetch_nested(self, images: Sequence[Any], counter: Any) -> list[Any]:
+    def _fetch_nested(self, images: Sequence[Any], counter: Iterator[int]) -> list[Any]:
         return [
             self._fetch_nested(item, counter)
             if isinstance(item, list | tuple)
@@ -177,6 +180,8 @@ class LladaVImageProcessor(PilBackend):
 
         Returns `pixel_values` (tiles, 3, side, side) of all pictures one after the other, `image_sizes`
         (pictures, 2) as (height, width), `image_tile_counts` (pictures,) and `num_image_tokens`, a list.
+
+        Raises a `ValueError` if there are no pictures, one cannot be read, or the settings do not fit each other.
         """
         return super().preprocess(images, **kwargs)
 
@@ -184,7 +189,9 @@ class LladaVImageProcessor(PilBackend):
         limit = kwargs.get("max_image_pixels") or self.max_image_pixels
         samples = images if isinstance(images, list | tuple) else [images]
         samples = [sample if isinstance(sample, list | tuple) else [sample] for sample in samples]
-        counter = iter(range(1, 1 << 30))
+        if not any(samples):
+            raise ValueError("there are no pictures; give at least one")
+        counter = count(1)
         pictures = [[open_picture(item, f"image {next(counter)}", limit) for item in sample] for sample in samples]
         return self._preprocess(pictures, *args, **kwargs)
 
@@ -207,6 +214,8 @@ class LladaVImageProcessor(PilBackend):
         jobs = []
         for sample in images:
             tiled = geometry.pinpoints and (tiling == "tiles" or (tiling == "auto" and len(sample) == 1))
+            if tiled:
+                _check_canvases(geometry)
             jobs += [(self._cut if tiled else self._square, picture, geometry, resample) for picture in sample]
         tiles = _in_threads(lambda job: job[0](*job[1:]), jobs)
         sizes = [(picture.height, picture.width) for _, picture, *_ in jobs]
@@ -243,16 +252,19 @@ class LladaVImageProcessor(PilBackend):
             The geometry.
 
         Raises:
-            ValueError: if a tile is not a square.
+            ValueError: if a tile is not a square, or has no whole patch.
         """
         setting = self._setting
         size = setting("size", overrides)
         height, width = size["height"], size["width"]
         if height != width or height is None:
             raise ValueError(f"size={height} x {width}: a tile is a square; pass equal height and width")
+        patch = setting("patch_size", overrides)
+        if patch > height:
+            raise ValueError(f"patch_size={patch} is more than the tile's side of {height}; pass that of the tower")
         return Geometry(
             tile_size=height,
-            patches_per_side=height // setting("patch_size", overrides),
+            patches_per_side=height // patch,
             pinpoints=setting("image_grid_pinpoints", overrides),
             max_tiles=setting("max_tiles", overrides),
             newline_position=setting("newline_position", overrides),
@@ -299,10 +311,16 @@ class LladaVImageProcessor(PilBackend):
             `pixel_values_videos` (frames, 3, side, side), `video_frame_counts` (1,) and `num_video_tokens`, a list.
 
         Raises:
-            ValueError: if there is no frame or one cannot be read.
+            TypeError: for an unknown setting.
+            ValueError: if there is no frame or one cannot be read, or for a setting that breaks a rule.
         """
         if len(frames) == 0:
-            raise ValueError(f"{name} has no frames")
+            raise ValueError(f"{name} has no frames; give at least one picture")
+        known = self.valid_kwargs.__annotations__
+        for option in sorted(kwargs.keys() - known.keys()):
+            close = difflib.get_close_matches(option, known, n=1)
+            raise TypeError(f"a video takes no {option!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        kwargs = self._standardize_kwargs(**{"default_to_square": True, **kwargs})
         self._refuse_unsupported(kwargs)
         geometry = self.geometry(**kwargs)
         limit, max_pixels, resample = (
@@ -325,6 +343,16 @@ class LladaVImageProcessor(PilBackend):
         features = BatchFeature(data, tensor_type=return_tensors)
         features["num_video_tokens"] = [count]
         return features
+
+
+def _check_canvases(geometry: Geometry) -> None:
+    """Refuse canvases that cannot be cut into tiles."""
+    for canvas in geometry.pinpoints:
+        if any(side % geometry.tile_size for side in canvas):
+            raise ValueError(
+                f"image_grid_pinpoints has {canvas!r:.80}; each entry is [height, width] in multiples of the tile's "
+                f"side {geometry.tile_size}"
+            )
 
 
 def count_image_tokens(image_size: tuple[int, int], tiles: int, geometry: Geometry) -> int:

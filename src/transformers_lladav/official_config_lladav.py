@@ -191,6 +191,11 @@ def read_pinpoints(official: str | Sequence[Sequence[int]], tile: int) -> list[l
         counts = [(int(width), int(height)) for width, height in re.findall(r"\((\d+)\s*x\s*(\d+)\)", official)]
         if counts:
             (first_width, first_height), (last_width, last_height) = counts[0], counts[-1]
+            if not (1 <= first_width <= last_width and 1 <= first_height <= last_height):
+                raise ValueError(  # without a canvas, pictures would not be tiled at all, and nobody would know
+                    f"image_grid_pinpoints={official[:80]}; a range begins at (1x1) or more and goes up, such as "
+                    '"(1x1),...,(6x6)"'
+                )
             if max(last_width, last_height) > MAX_TILES_ACROSS:
                 raise ValueError(
                     f"image_grid_pinpoints={official[:80]}; a canvas of more than {MAX_TILES_ACROSS} tiles across or "
@@ -203,12 +208,18 @@ def read_pinpoints(official: str | Sequence[Sequence[int]], tile: int) -> list[l
             ]
     try:
         pairs = json.loads(official) if isinstance(official, str) else official
-        return [[int(height), int(width)] for width, height in pairs]
+        return [[_whole(height), _whole(width)] for width, height in pairs]
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # infinity; nesting without end
         raise ValueError(
             f"image_grid_pinpoints={str(official)[:80]}; give [[width, height], ...] in pixels or a range of tile "
             'counts such as "(1x1),...,(6x6)"'
         ) from error
+
+
+def _whole(side: Any) -> int:
+    if int(side) != side:
+        raise ValueError(f"{side!r} is no whole number")
+    return int(side)
 
 
 def vision_sizes(
@@ -297,7 +308,7 @@ def _sizes_from_shapes(
 ) -> dict[str, int]:
     sizes = {}
     kernel = shapes.get("model.vision_tower.embeddings.patch_embedding.weight", ())
-    if len(kernel) == 4:
+    if len(kernel) == 4 and min(kernel) > 0:
         sizes["hidden_size"], sizes["num_channels"], sizes["patch_size"] = kernel[0], kernel[1], kernel[2]
     mlp = shapes.get("model.vision_tower.encoder.layers.0.mlp.fc1.weight", ())
     if len(mlp) == 2:
@@ -312,5 +323,7 @@ def _image_size(side: int, patch: int, pinpoints: str | Sequence[Sequence[int]] 
     """Pixels along a tile of `side` patches; 27 patches of 14 fit 378 to 391 pixels, so canvases are asked first."""
     candidates = [DEFAULT_TILE]
     if pinpoints and not isinstance(pinpoints, str):
-        candidates.insert(0, math.gcd(*(pixels for pair in pinpoints for pixels in pair)))
+        candidates.insert(
+            0, math.gcd(*(pixels for pair in read_pinpoints(pinpoints, DEFAULT_TILE) for pixels in pair))
+        )
     return next((pixels for pixels in candidates if pixels // patch == side), side * patch)

@@ -36,7 +36,8 @@ def open_picture(source: Any, name: str, max_pixels: int) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         name = f"{name} ({str(source)[:200]})"
     if not (isinstance(source, str | os.PathLike | Image.Image | np.ndarray) or hasattr(source, "detach")):
-        raise TypeError(f"a picture is a path, a URL, a PIL image or an array, not {type(source).__name__}")
+        kind = type(source).__name__
+        raise TypeError(f"{name}: a picture is a path, a URL, a PIL image or an array, not {kind}")
     try:
         picture = _open(source, max_pixels)
         _check_size(picture.size, name, max_pixels)

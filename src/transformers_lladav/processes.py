@@ -142,7 +142,7 @@ class Processes:
             asked: "auto" or a torch device.
 
         Returns:
-            A torch device.
+            What was asked for where there is one process or no GPU, else the GPU of this process, such as "cuda:1".
 
         Raises:
             ValueError: if several processes would share a device, or there are too few.

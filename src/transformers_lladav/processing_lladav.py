@@ -10,6 +10,7 @@ from .chat_template_lladav import build_chat_template
 from .chat_text_lladav import (
     TOO_DEEP,
     as_batch,
+    as_texts,
     check_chats,
     check_continuable,
     escape,
@@ -311,11 +312,11 @@ class LladaVProcessor(ProcessorMixin):
             Pictures, text, videos and None.
 
         Raises:
-            ValueError: if audio is given.
+            ValueError: if audio is given, the text is none, or pictures or videos cannot be dealt out to it.
         """
         if audio is not None:
             raise ValueError("LLaDA-V takes pictures and videos, no audio; leave audio out")
-        texts = [text] if isinstance(text, str) else text if text is None else list(text)
+        texts = as_texts(text)
         if images is not None:
             images = self._deal_out(images, texts, self.image_token)
         if videos is not None:
@@ -326,6 +327,8 @@ class LladaVProcessor(ProcessorMixin):
         """One list of pictures (depth 1) or videos (depth 2) per sample; a flat list follows the placeholders."""
         items = list(items) if isinstance(items, list | tuple) else [items]
         if _depth(items) > depth:
+            if bare := [index for index, sample in enumerate(items) if not isinstance(sample, list | tuple)]:
+                raise ValueError(f"the items for {token} of sample {bare[0]} are no list; give one for each sample")
             return [list(sample) for sample in items]
         if texts is None:
             return [[item] for item in items]

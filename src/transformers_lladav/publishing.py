@@ -91,8 +91,8 @@ def build_processor(config: Any, tokenizer: Any) -> LladaVProcessor:
         The processor.
 
     Raises:
-        ValueError: if a special token has another id than the configuration says, or the embedding has no room for
-            the placeholders.
+        ValueError: if a special token has another id than the configuration says.
+        StrictDataclassError: if the embedding has no room for the placeholders.
     """
     expected = dict(zip(SUPPRESSED_TOKENS, config.suppressed_token_ids, strict=True))
     expected |= {"<|eot_id|>": config.text_config.eos_token_id, "<|mdm_mask|>": config.mask_token_id}
@@ -148,9 +148,17 @@ def model_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     Returns:
         Shape by native name.
+
+    Raises:
+        ValueError: if the configuration describes no model that can be built.
     """
-    with torch.device("meta"):
-        model = LladaVForMaskedDiffusion(config)
+    try:
+        with torch.device("meta"):
+            model = LladaVForMaskedDiffusion(config)
+    except Exception as error:  # an activation or a position encoding that nobody knows, sizes beyond all numbers
+        raise ValueError(
+            f"config.json describes no model that can be built: {type(error).__name__}: {error}"
+        ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

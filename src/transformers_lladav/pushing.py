@@ -34,10 +34,12 @@ PROCESSOR_FILES = {
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt", "preprocessor_config.json",
     "processor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
 }  # fmt: skip
-COMMON_FILES = PROCESSOR_FILES | {CARD, RECIPE, *METRIC_FILES}
+BESIDE = {CARD, RECIPE, *METRIC_FILES}  # without which a folder loads all the same
+COMMON_FILES = PROCESSOR_FILES | BESIDE
 MODEL_FILES = COMMON_FILES | {"config.json", "generation_config.json", INDEX}
 ADAPTER_FILES = COMMON_FILES | {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")
+LEAVES = "a link that leaves the folder"
 IMAGE_PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_lladav.LladaVImageProcessor", **PROCESSOR_MAP}
 # PEFT writes a README.md full of these beside every adapter; it says nothing, so it is replaced.
 UNFILLED = "[More Information Needed]"
@@ -139,8 +141,10 @@ def plan_upload(
         for path in sorted(folder.iterdir())
         if path.name not in left_out
     }
-    if ADAPTER_CONFIG in left_out or (not adapter and "config.json" in left_out):
-        checked.errors.append(f"the configuration is a link that leaves {folder}; copy the folder with `cp -rL` first")
+    outside = [name for name, reason in left_out.items() if reason == LEAVES and name in names - BESIDE]
+    checked.errors.extend(
+        f"{name} is a link that leaves {folder}; copy the folder with `cp -rL` first" for name in outside
+    )
     if not checked.errors:
         completed = _complete_adapter(folder, base_model) if adapter else _complete_model(folder, checked)
         files |= {file.name: file for file in completed}
@@ -208,12 +212,12 @@ def _reason_against(path: Path, names: set[str]) -> str | None:
     if path.name.startswith("."):
         return "hidden"
     if not path.resolve().is_relative_to(path.parent.resolve()):
-        return "a link that leaves the folder"
+        return LEAVES
     if path.is_dir():
         return "a folder"
     if not path.is_file():
         return "not a plain file"
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         return "a pickle, which can run code when it is opened"
     if path.name in names or path.name.upper().startswith(LICENCES):
         return None

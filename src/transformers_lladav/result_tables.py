@@ -18,6 +18,7 @@ KIND_NAMES = {
     "reasoned": "counting after a listing, with /think",
     "all": "**all**",
 }
+SHOWN = {"kind", "score", "interval", "blind_score", "tokens_per_forward"}  # of each kind of question
 SUITE_TASKS = ("suite:test", "suite:unseen_pairs", "suite:more_objects", "suite:unseen_fonts")
 
 
@@ -49,9 +50,14 @@ def is_of_suite(document: dict[str, Any]) -> bool:
         document: any result.
     """
     tasks = document.get("tasks")
-    return isinstance(tasks, list) and {"suite:test", "suite:unseen_pairs"} <= {
-        task.get("task") for task in tasks if isinstance(task, dict)
-    }
+    if "command" not in document or not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        return False
+    rows = [row for task in tasks for row in task.get("kinds", [{}])]
+    return (
+        all(isinstance(task.get("task"), str) and "questions" in task for task in tasks)
+        and {"suite:test", "suite:unseen_pairs"} <= {task["task"] for task in tasks}
+        and all(isinstance(row, dict) and row.keys() >= SHOWN and row["kind"] in KIND_NAMES for row in rows)
+    )
 
 
 def evaluation_table(document: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ def read_record(path: Path) -> dict[str, Any]:
         The record.
 
     Raises:
+        OSError: if it is not there.
         ValueError: if it is none; such files are written whole or not at all, so that somebody else changed it.
     """
     try:

@@ -3,6 +3,7 @@
 Follows LLaDA's sampling (arXiv:2502.09992, section 2.4 and algorithms 4 and 5) as LLaDA-V uses it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,7 +115,7 @@ class OfficialDraws:
 
 
 def sample_generators(
-    generator: torch.Generator | list[torch.Generator] | None, batch: int, device: torch.device
+    generator: torch.Generator | Sequence[torch.Generator] | None, batch: int, device: torch.device
 ) -> list[torch.Generator]:
     """One generator per sample: as given, or seeded in order from the one given or the global one.
 
@@ -127,12 +128,16 @@ def sample_generators(
         One generator per sample.
 
     Raises:
-        ValueError: if the list has another length than the batch.
+        TypeError: if it is none of them.
+        ValueError: if there are more or fewer than samples.
     """
-    if isinstance(generator, list):
+    if isinstance(generator, list | tuple):
         if len(generator) != batch:
             raise ValueError(f"generator has {len(generator)} entries for a batch of {batch}; pass one per sample")
-        return generator
+        return list(generator)
+    if not isinstance(generator, torch.Generator | None):
+        kind = type(generator).__name__
+        raise TypeError(f"generator is a {kind}; pass a torch.Generator, or a list of one per sample")
     where = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=where).tolist()
     device = device if widest_float(device) == torch.float64 else torch.device("cpu")

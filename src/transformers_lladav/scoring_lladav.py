@@ -19,6 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import ModelOutput
 
+from .canvas_lladav import is_whole
 from .generation_lladav import PICTURE_INPUTS, TOLERATED_INPUTS
 from .sampling_lladav import widest_float
 
@@ -219,10 +220,12 @@ def _check_settings(num_samples: int, batch_size: int, seed: int, guidance_scale
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r} must be a whole number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed!r} must be a whole number from {-(2**63)} to {2**64 - 1}")
     if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float) or not guidance_scale >= 0:
         raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0; 1 is off")
+    if guidance_scale == math.inf:
+        raise ValueError(f"guidance_scale={guidance_scale!r} must be finite")
 
 
 def _check_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pictures: dict[str, Any]) -> None:
@@ -284,7 +287,7 @@ def _token_ids(name: str, answer: str | Sequence[int] | torch.Tensor, tokenizer:
     ids = torch.as_tensor(answer)
     if ids.numel() == 0:
         raise ValueError(f"{shown} has no tokens; an answer needs at least one")
-    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+    if ids.ndim != 1 or not is_whole(ids):
         raise ValueError(f"{shown} has shape {tuple(ids.shape)} and dtype {ids.dtype}; give (tokens,) whole numbers")
     return ids.long().cpu()
 

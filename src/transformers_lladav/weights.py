@@ -316,14 +316,16 @@ def read_tensors(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def count_non_finite(tensor: torch.Tensor) -> int:
-    """Entries that are NaN or infinite.
+    """Entries that are NaN or infinite, of any floating or complex type.
 
-    A sum that is finite has only finite terms, and summing is many times faster than looking at each entry; it goes
-    piece by piece, so that a large tensor needs no copy.
+    A finite sum has only finite terms, and is found many times faster; piece by piece a large tensor needs no copy.
     """
-    pieces = tensor.flatten().split(CHUNK)
-    suspects = (piece for piece in pieces if not torch.isfinite(piece.sum(dtype=torch.float32)))
-    return sum(int((~torch.isfinite(piece)).sum()) for piece in suspects)
+    count = 0
+    for stored in tensor.flatten().split(CHUNK):
+        piece = stored.float() if stored.dtype.itemsize == 1 else stored  # torch cannot look at numbers of 8 bits
+        if not torch.isfinite(piece.sum(dtype=None if piece.is_complex() else torch.float32)):
+            count += int((~torch.isfinite(piece)).sum())
+    return count
 
 
 def bytes_after(tensors: Tensors, dtype: torch.dtype | None) -> int:
