@@ -111,7 +111,7 @@ MAY_IMPORT = {
     "suite": {"charts", "scene_changes", "scene_questions", "shape_scenes", "signs", "splits"},
     "tiny_tower": {"charts", "lettering", "shape_scenes", "signs", "suite"},
     "recipes": set(),
-    "recipe_changes": {"recipes"},
+    "recipe_changes": {"recipes", "strict_json"},
     "trainable": {"recipes"},
     "held_out": {"media"},
     "run_records": set(),
@@ -239,7 +239,7 @@ MAY_IMPORT = {
     "samples": set(),
     "launching": set(),
     "lengths": {"data", "media", "bare_prompts", "prompt_view", "record_files", "samples"},
-    "bare_prompts": {"chat_text_lladav", "diffusion_lladav"},
+    "bare_prompts": {"chat_text_lladav", "diffusion_lladav", "recipes"},
     "rows": {"diffusion_lladav"},
     "collation": {"bare_prompts", "diffusion_lladav", "labels", "media", "noise"}
     | {"packing", "recipes", "rows", "samples"},
