@@ -186,6 +186,7 @@ def _print_counts(report: Any, file: Path) -> None:
 
 
 def _print_lengths(report: Any, model: str | None) -> None:
+    from .record_files import printable
 
     if not report.good:
         return
@@ -198,9 +199,8 @@ def _print_lengths(report: Any, model: str | None) -> None:
         table.add_row(f"{item.first:,} .. {item.last:,}", f"{item.samples:,}", bar)
     out.print(table)
     longest, source = report.longest
-    out.print(
-        f"{sum(report.lengths):,} tokens with pictures expanded; the longest record is {source} with {longest:,}"
-    )
+    line = f"{sum(report.lengths):,} tokens with pictures expanded; the longest record is {source} with {longest:,}"
+    out.print(Text(printable(line)), soft_wrap=True)  # what a file is called is no markup
     if model is None:
         out.print("Counted with the bundled checkpoint; --model FOLDER counts for another.", style="dim")
     if (cut := report.truncation) is not None:
