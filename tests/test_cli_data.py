@@ -221,6 +221,8 @@ def test_a_contact_sheet_has_a_cell_per_picture():
     assert contact_sheet(found, columns=1, tile=240).size == (gap + 260, gap + 2 * (cell + gap))
     with pytest.raises(ValueError, match="no picture in 1 examples, so there is nothing to lay out"):
         contact_sheet(found[2:])
+    with pytest.raises(ValueError, match="columns=0; pass at least 1"):
+        contact_sheet(found, columns=0)
 
 
 # Commands
@@ -261,6 +263,14 @@ def test_exit_codes_tell_good_bad_and_unreadable(file, here, tmp_path):
     good.write_text("[")
     code, _, err = here("check", good)
     assert (code, "Error: good.json:1: the file is not JSON" in err) == (2, True)
+
+
+def test_names_of_files_are_no_markup(here, tmp_path):
+    """What stands in square brackets is a style to what prints, and would not be shown."""
+    file = tmp_path / "train [new].jsonl"
+    file.write_text(json.dumps(RECORDS[3]) + "\n")
+    code, out, _ = here("check", file)
+    assert (code, f"the longest record is {file.name}:1 with " in out) == (0, True)
 
 
 def test_many_bad_records_are_capped_on_the_screen_only(here, tmp_path):

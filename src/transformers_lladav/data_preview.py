@@ -68,8 +68,11 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4, tile: int = 256
         The sheet.
 
     Raises:
-        ValueError: if the examples have no pictures, or one cannot be read.
+        ValueError: if the examples have no pictures, one cannot be read, or `columns` is below 1.
+        ImportError: if there is a video file and PyAV is not installed.
     """
+    if columns < 1:
+        raise ValueError(f"columns={columns}; pass at least 1")
     entries = [entry for example in examples for entry in _entries(example)]
     if not entries:
         raise ValueError(f"no picture in {len(examples)} examples, so there is nothing to lay out")
