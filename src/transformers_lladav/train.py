@@ -190,6 +190,11 @@ class Run:
         data: TrainingData | None = None,
     ) -> None:
         _check_packages(settings.report_to)
+        if recipe.group_by_length and settings.stream:
+            raise ValueError(
+                "group_by_length=True groups by lengths, which a stream does not know before; leave out --stream, or "
+                "pass --set group_by_length=false"
+            )
         self.settings, self.recipe = settings, recipe
         self.state = training_processes(settings.device)
         processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -198,8 +203,8 @@ class Run:
                 settings, recipe, processor, self.state.num_processes, on_progress if self.is_main else None
             )
         self.schedule = Schedule.of(recipe, self.data.facts["samples"], self.state.num_processes)
-        if recipe.best_by == "exact_match" and not self.data.held_out:
-            raise ValueError('best_by="exact_match" needs held-out data; give --eval-data or --hold-out 0.05')
+        if not self.data.held_out:
+            _check_without_held_out(recipe)
         self.prepared = load_for_training(
             settings.model, recipe, self.state.device, settings.trust_remote_code, is_sharded()
         )
@@ -287,6 +292,20 @@ class Run:
         if self.is_main:
             finish_record(folder)
         return Outcome(product, metrics, step)
+
+
+def _check_without_held_out(recipe: Recipe) -> None:
+    """Refuse what is decided by evaluations, of which there will be none."""
+    given = [
+        text
+        for text, is_given in (
+            ('best_by="exact_match"', recipe.best_by == "exact_match"),
+            (f"patience={recipe.patience}", recipe.patience is not None),
+        )
+        if is_given
+    ]
+    if given:
+        raise ValueError(f"{' and '.join(given)}: needs held-out data; give --eval-data or --hold-out 0.05")
 
 
 def is_sharded() -> bool:
