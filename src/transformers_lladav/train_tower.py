@@ -155,6 +155,7 @@ def _finish(lesson: TowerLesson, processor: Any, seed: int) -> dict[str, float]:
     """Fit the projector, and return the shares of patches of the validation split whose content is named right."""
     pictures = PatchPictures(processor.image_processor, _patches(lesson.model), 0, MEASURED_PICTURES, "validation")
     batch = next(iter(DataLoader(pictures, MEASURED_PICTURES)))
+    batch = {name: tensor.to(lesson.model.device) for name, tensor in batch.items()}
     torch.manual_seed(seed)
     fit_projector(lesson.model, batch["pixel_values"])
     return dict(zip(HEADS, lesson.eval()(**batch)["shares"].tolist(), strict=True))
