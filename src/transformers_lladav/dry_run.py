@@ -19,7 +19,7 @@ class Tried:
     Attributes:
         loss: of the step.
         tokens: of the longest sample in it.
-        batch_seconds: for one batch, forward and backward.
+        batch_seconds: for one batch, forward and backward, and a step of the optimiser.
         total_seconds: for the whole run, if all batches were like this one.
         peak_bytes: that were allocated on a GPU; None on a CPU.
         computed_bytes: what the run needs by arithmetic.

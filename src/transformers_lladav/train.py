@@ -28,7 +28,7 @@ from .run_settings import (
 )
 from .samples import Numbered
 from .trainable import Trainable, summarise, trained_names
-from .trainer import DiffusionTrainer, last_checkpoint, remove_broken_checkpoints
+from .trainer import DiffusionTrainer, WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
 from .training_callbacks import AssertTrainable, EvaluateAtEnd, GuardGradients, Report, StopOnSignal
 from .training_data import LengthCheck, check_lengths, hold_out, open_data
 from .training_model import load_for_training
@@ -269,29 +269,68 @@ class Run:
         """The same, in a folder that nobody else writes to."""
         folder = self.settings.output
         product = folder / (MODEL if self.recipe.lora is None else ADAPTER)
-        if self.is_main:
-            begin_or_continue(self.settings, self.recipe, self.data.facts)
-            remove_broken_checkpoints(folder / CHECKPOINTS)
-        self.state.wait_for_everyone()
-        if is_finished(folder) and (product / METRICS).is_file():
-            metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
-            return Outcome(product, metrics, self.schedule.steps, earlier=True)
+        earlier = begin(self.settings, self.recipe, self.data.facts, product, self.state)
+        if earlier is not None:
+            return Outcome(product, earlier, self.schedule.steps, earlier=True)
         stop = StopOnSignal(any_process)
         callbacks = [Report(folder, on_step, on_figures), stop, *(_tensorboard(self.settings) if self.is_main else [])]
         trainer = self.trainer(callbacks)
-        last = last_checkpoint(folder / CHECKPOINTS)
-        try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        finally:
-            stop.release()
+        interrupted = train_on(trainer, stop)
         step = trainer.state.global_step
-        if stop.received is not None and step < self.schedule.steps:
-            return Outcome(None, {}, step, stop.received)
+        if interrupted is not None:
+            return Outcome(None, {}, step, interrupted)
         metrics = final_metrics(trainer.state.log_history, trainer.state.best_global_step)
         write_result(product, trainer, self.prepared, self.recipe, {**metrics, **self.data.facts})
         if self.is_main:
             finish_record(folder)
         return Outcome(product, metrics, step)
+
+
+def begin(
+    settings: RunSettings, recipe: Recipe, facts: dict[str, Any], product: Path, processes: Any
+) -> dict[str, Any] | None:
+    """Take a folder for a run, or go on with the run that is there; all processes have to call this.
+
+    Args:
+        settings: of the run.
+        recipe: the recipe.
+        facts: of the data, such as the number of samples.
+        product: folder of what the run ends with.
+        processes: those of the run, from `processes.training_processes`.
+
+    Returns:
+        The figures of a run that had ended before; None if there is something to do.
+
+    Raises:
+        FileExistsError: if something else stands in the output folder.
+        ValueError: if it is a run with other settings, naming them.
+    """
+    if processes.is_main_process:
+        begin_or_continue(settings, recipe, facts)
+        remove_broken_checkpoints(settings.output / CHECKPOINTS)
+    processes.wait_for_everyone()
+    if not is_finished(settings.output) or not (product / METRICS).is_file():
+        return None
+    metrics: dict[str, Any] = json.loads((product / METRICS).read_text(encoding="utf-8"))
+    return metrics
+
+
+def train_on(trainer: WholeCheckpoints, stop: StopOnSignal) -> str | None:
+    """Train to the end, from the last whole checkpoint if there is one.
+
+    Args:
+        trainer: ready to train.
+        stop: one of its callbacks.
+
+    Returns:
+        Name of the signal that stopped it before its last step, if one did.
+    """
+    last = last_checkpoint(Path(trainer.args.output_dir))
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        stop.release()
+    return stop.received if trainer.state.global_step < trainer.state.max_steps else None
 
 
 def _check_without_held_out(recipe: Recipe) -> None:
