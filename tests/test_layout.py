@@ -217,10 +217,10 @@ MAY_IMPORT = {
         "training_results",
     },
     "tiny_stages": SHIPPED
-    | {"files", "processes", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model"}
-    | {"train", "train_tower"},
+    | {"files", "processes", "publishing", "recipes", "run_records", "run_settings", "splits", "suite"}
+    | {"tiny_model", "train", "train_tower"},
     "tiny_results": SHIPPED
-    | {"files", "publishing", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
+    | {"files", "publishing", "run_records", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
     | {"training_callbacks", "training_results"},
     "cli_tiny": {"cli_console", "cli_training", "processes", "tiny_results", "tiny_stages"},
     "twins": {

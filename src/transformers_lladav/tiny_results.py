@@ -11,6 +11,7 @@ from .files import new_folder, write_text
 from .modeling_lladav import LladaVForMaskedDiffusion
 from .processing_lladav import LladaVProcessor
 from .publishing import save_checkpoint
+from .run_records import read_record
 from .run_settings import RUN
 from .splits import SUITE_VERSION
 from .tiny_stages import TinyStage
@@ -20,7 +21,7 @@ from .training_callbacks import LOG
 from .training_results import RECIPE
 
 RECORD = "stages.json"
-POINTS = 60  # of a curve
+POINTS = 60  # of a curve, where that many were logged, and less than twice as many
 STEPS_KEPT = ("step", "loss", "seconds", "cpu_seconds", *HEADS)
 
 
@@ -38,7 +39,7 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
     records, steps = [record for record in logged if "loss" in record], max(record["step"] for record in logged)
     every = max(1, len(records) // POINTS)
     curve = [records[number : number + every] for number in range(0, len(records), every)]
-    recipe = json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"]
+    recipe = read_record(folder / RUN)["recipe"]
     points = []
     for group in curve:
         point = {name: group[-1][name] for name in STEPS_KEPT if name in group[-1]}
