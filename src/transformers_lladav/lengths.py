@@ -58,6 +58,7 @@ def check_lengths(
 
     Raises:
         DataError: naming samples that cannot be used, unless `skip_bad`; or if no sample is left.
+        ImportError: if there is a video file and PyAV is not installed.
     """
     viewer = PromptViewer(processor, image_separator, prompt)
     report = on_progress or (lambda done, total: None)

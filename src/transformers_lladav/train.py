@@ -77,6 +77,8 @@ def load_data(
     Raises:
         DataError: if they cannot be read, or nothing is left of them.
         RecordError: at the first record that cannot be used, unless `skip_bad`.
+        ValueError: if so few, or so many, cannot be held out.
+        ImportError: if the Hub is to be asked, or a video file to be read, and a package is missing.
     """
     report = on_progress or (lambda what: lambda done, total: None)
     if settings.stream:
