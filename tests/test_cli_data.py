@@ -317,6 +317,15 @@ def test_preview_shows_prompts_and_saves_the_pictures(file, here, tmp_path):
     assert here("preview", file, "-n", 1, "--image-folder", IMAGES)[1].count("train.jsonl:") == 1
 
 
+def test_a_record_that_the_recipe_cannot_use_is_named_and_the_next_one_shown(here, tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (RECORDS[3], RECORDS[0])))
+    code, out, err = here("preview", file, "--recipe", "stage1", "--image-folder", IMAGES)
+    assert (code, out.count("train.jsonl:")) == (0, 1)
+    assert "train.jsonl:2: id cup, " in out
+    assert 'bad  train.jsonl:1: the question has no picture, and prompt="plain" is for pictures with captions' in err
+
+
 def test_a_missing_package_is_reported_in_a_line(here, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").write_bytes(b"video")

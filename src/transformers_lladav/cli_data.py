@@ -214,10 +214,14 @@ def _print_lengths(report: Any, model: str | None) -> None:
 def _print_prompt(example: Any, viewer: Any) -> None:
     from .data_preview import prompt_spans
     from .media import check_media
-    from .record_files import printable
+    from .record_files import RecordError, printable
 
     limit = viewer.processor.image_processor.max_image_pixels
-    view = viewer.view(example.messages, check_media(example.messages, limit))
+    try:
+        view = viewer.view(example.messages, check_media(example.messages, limit))
+    except ValueError as error:  # such as a chat of many turns, where the recipe takes pictures with captions
+        _print_error(RecordError.of(error, example.source))
+        return
     name = "" if example.id == example.source else f"id {example.id}, "
     out.rule(Text(printable(f"{example.source}: {name}{view.length} tokens")), align="left")
     text = Text()

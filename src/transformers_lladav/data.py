@@ -193,7 +193,7 @@ def _example(raw: Raw, folder: MediaFolder, question: str, check: Check, max_ima
         try:
             check_media(example.messages, max_image_pixels, decode=check == "pixels")
         except RecordError as error:
-            raise RecordError(error.reason, raw.source) from error.__cause__
+            raise RecordError.of(error, raw.source) from error.__cause__
     return example
 
 

@@ -68,7 +68,7 @@ def check_lengths(
         try:
             length, cut = _measure([_in_parts(m) for m in field_of(example, "messages")], viewer, max_length)
         except ValueError as error:
-            check.left_out.append(RecordError(getattr(error, "reason", str(error)), source))
+            check.left_out.append(RecordError.of(error, source))
         else:
             kept.append(index)
             lost = 0 if cut is None else cut.tokens

@@ -63,6 +63,11 @@ class RecordError(DataError):
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.source else self.reason
 
+    @classmethod
+    def of(cls, error: ValueError, source: str) -> "RecordError":
+        """An error about the content of a record, with where the record stands."""
+        return cls(getattr(error, "reason", str(error)), source)
+
 
 class Raw(NamedTuple):
     """A record before anybody looked at what it means.

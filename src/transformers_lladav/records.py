@@ -86,7 +86,7 @@ def read_record(record: Any, source: str, folder: MediaFolder, question: str = D
         _place_media(messages, record, folder)
         _check_messages(messages)
     except RecordError as error:
-        raise RecordError(error.reason, source) from error.__cause__
+        raise RecordError.of(error, source) from error.__cause__
     return Example(identity, messages, source)
 
 
