@@ -317,6 +317,14 @@ def test_preview_shows_prompts_and_saves_the_pictures(file, here, tmp_path):
     assert here("preview", file, "-n", 1, "--image-folder", IMAGES)[1].count("train.jsonl:") == 1
 
 
+def test_the_sheet_takes_pictures_as_large_as_the_processor_does(file, here, tmp_path, monkeypatch):
+    """And not as large as it does by default, where somebody raised its limit."""
+    monkeypatch.setattr("transformers_lladav.data_preview.MAX_IMAGE_PIXELS", 10)
+    sheet = tmp_path / "sheet.png"
+    assert here("preview", file, "-n", 1, "--image-folder", IMAGES, "--contact-sheet", sheet)[0] == 0
+    assert sheet.is_file()
+
+
 def test_a_record_that_the_recipe_cannot_use_is_named_and_the_next_one_shown(here, tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in (RECORDS[3], RECORDS[0])))

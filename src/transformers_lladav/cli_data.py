@@ -121,7 +121,7 @@ def preview(
     out.rule()
     out.print(_legend())
     if contact_sheet is not None:
-        save_picture(lay_out(examples), contact_sheet)
+        save_picture(lay_out(examples, max_image_pixels=limit), contact_sheet)
         out.print(Text(f"Saved {contact_sheet}"), soft_wrap=True)
 
 
