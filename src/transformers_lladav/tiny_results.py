@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME
 
 from .files import new_folder, write_text
 from .modeling_lladav import LladaVForMaskedDiffusion
@@ -82,6 +83,23 @@ def write_record(folder: Path, stages: Sequence[TinyStage]) -> Path:
     return folder / RECORD
 
 
+def check_output(output: Path) -> None:
+    """Refuse a place for the checkpoint where something else stands, which it would replace.
+
+    Args:
+        output: where the checkpoint is to stand.
+
+    Raises:
+        FileExistsError: unless it is free, empty or holds an older checkpoint, with its recipes.
+    """
+    ours = (output / RECIPE).is_file() and (output / CONFIG_NAME).is_file()
+    if output.exists() and not ours and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(
+            f"{output} holds something else than a checkpoint of these stages; choose another --output folder or "
+            "empty it"
+        )
+
+
 def write_checkpoint(folder: Path, outcome: Outcome, output: Path) -> Path:
     """Write the last stage's product in bfloat16, with the recipes of all stages beside it.
 
@@ -92,7 +110,11 @@ def write_checkpoint(folder: Path, outcome: Outcome, output: Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        FileExistsError: as of `check_output`.
     """
+    check_output(output)
     assert outcome.product is not None
     model = LladaVForMaskedDiffusion.from_pretrained(outcome.product, dtype=torch.bfloat16)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
