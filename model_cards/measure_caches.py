@@ -7,16 +7,14 @@ results/caches.json, from which render_readme.py makes the tables.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from measure_decoding import LONG_CANVAS, measure_repeats, repeated_share
+from circumstances import circumstances
+from measure_decoding import BLOCKS, CANVAS, LONG_CANVAS, measure_repeats, repeated_share
 from rich.console import Console
 from rich.progress import track
 
@@ -37,10 +35,8 @@ SPEEDS: dict[str, dict[str, Any]] = {
     "balanced, question remembered": {**PRESETS["balanced"].settings, "live_prompt_length": 0},
     "fast, question remembered": {**PRESETS["fast"].settings, "live_prompt_length": 0},
 }
-CANVAS = 48
 INTERVALS = (1, 2, 4, 8, None)
 THRESHOLDS = (None, 0.9)
-BLOCKS = (8, CANVAS)
 
 
 def grid() -> list[dict[str, Any]]:
@@ -226,10 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     assistant = asking.load(device="cpu")
     document = {
-        "command": " ".join(["python model_cards/measure_caches.py", *arguments]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "machine": {"processor": platform.machine(), "system": platform.system(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("torch", "transformers", "transformers_lladav")},
+        **circumstances("measure_caches.py", arguments),
         "speeds": measure_speeds(assistant, options.limit, options.samples),
         "grid": measure_grid(assistant, options.questions),
     }

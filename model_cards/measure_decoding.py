@@ -5,17 +5,15 @@ Writes results/decoding.json, from which render_readme.py makes the table and th
 
 import argparse
 import json
-import platform
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from circumstances import circumstances
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -277,19 +275,23 @@ def repeated_share(tokens: list[int], size: int = REPEATED) -> float:
     return len(repeated) / max(len(tokens), 1)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure everything and write the result file.
+
+    Args:
+        arguments: command line; that of the process by default.
 
     Returns:
         The exit code.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--questions", type=int, default=260, help="questions per split and arm (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, default=100, help="captions in the other parts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULT, help="result file (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     assistant, console = asking.load(device="cpu"), Console(stderr=True)
 
     def progress(items: list[Any], what: str) -> Iterable[Any]:
@@ -301,10 +303,7 @@ def main() -> int:
         for rule in ({}, {"no_repeat_ngram_size": REPEATED}, {"no_repeat_ngram_size": 4})
     ]
     document = {
-        "command": " ".join(["python model_cards/measure_decoding.py", *sys.argv[1:]]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "machine": {"processor": platform.machine(), "system": platform.system(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("torch", "transformers", "transformers_lladav")},
+        **circumstances("measure_decoding.py", arguments),
         "arms": [
             measure_arm(assistant, arm, options.questions, options.samples) for arm in progress(arms(), "decoding")
         ],

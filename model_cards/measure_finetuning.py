@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import os
-import platform
 import random
 import resource
 import shlex
@@ -20,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pictograms
 import torch
+from circumstances import PACKAGES, circumstances
 from PIL import Image
 
 from transformers_lladav import BUNDLED_CHECKPOINT, asking
@@ -343,11 +342,12 @@ def draw_sheet(assistant: asking.Assistant, path: Path, count: int = 24) -> None
     contact_sheet(rows, columns=8, tile=160).save(path, optimize=True)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Measure, train and measure again.
 
     Args:
         options: of the command line.
+        arguments: the command line.
 
     Returns:
         The result document.
@@ -366,13 +366,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         arms[name] = {**row, "answers_without_adapter": {"questions": len(without), "as_before": same}}
     draw_sheet(assistant, options.sheet)
     return {
-        "command": shlex.join(["python", "model_cards/measure_finetuning.py", *sys.argv[1:]]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "machine": {
-            "processor": platform.machine(), "system": platform.system(), "device": "cpu",
-            "cores": os.cpu_count(), "threads": options.threads,
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "transformers_lladav")},
+        **circumstances(
+            "measure_finetuning.py", arguments, (*PACKAGES, "peft"), cores=os.cpu_count(), threads=options.threads
+        ),
         "font": "Noto Color Emoji, SIL Open Font License 1.1",
         "pictograms": list(pictograms.NAMES),
         "pairs_held_out": sorted(map(sorted, pictograms.HELD_OUT_PAIRS)),
@@ -391,6 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=6000, help="to learn from (default: %(default)s)")
     parser.add_argument("--replay", type=int, default=2000, help="scenes beside them (default: %(default)s)")
@@ -401,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULT, help="result file (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, default=SHEET, help="contact sheet (default: %(default)s)")
     options = parser.parse_args(arguments)
-    write_text(options.output, json.dumps(run(options), indent=1) + "\n")
+    write_text(options.output, json.dumps(run(options, arguments), indent=1) + "\n")
     return 0
 
 

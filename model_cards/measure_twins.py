@@ -13,21 +13,18 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from circumstances import circumstances
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -347,8 +344,8 @@ def train_base(workshop: Workshop, twin: Twin, folder: Path, say: Say) -> None:
     settings, model, rows = workshop.settings, workshop.untrained(), workshop.facts
     started = time.process_time()
     steps = telling(f"{twin} base", settings.base_steps, say)
-    losses = mean_of_last(fit(model, workshop.base_collator, rows, twin, settings.lesson(settings.base_steps), steps))
-    facts = {"cpu_seconds": time.process_time() - started, "loss": losses}
+    losses = fit(model, workshop.base_collator, rows, twin, settings.lesson(settings.base_steps), steps)
+    facts = {"cpu_seconds": time.process_time() - started, "loss": mean_of_last(losses)}
     with new_folder(folder) as scratch:
         save_file(model.state_dict(), scratch / "model.safetensors")
         write_text(scratch / "base.json", json.dumps(facts, indent=1) + "\n")
@@ -517,13 +514,7 @@ def document(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str,
         for index, part in enumerate(arguments)
     ]
     return {
-        "command": shlex.join(["python", "model_cards/measure_twins.py", *hidden_paths]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "machine": {
-            "processor": platform.machine(), "system": platform.system(), "device": "cpu",
-            "cores": os.cpu_count(), "threads": options.threads,
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers", "transformers_lladav")},
+        **circumstances("measure_twins.py", hidden_paths, cores=os.cpu_count(), threads=options.threads),
         "settings": json.loads((folder / "settings.json").read_text(encoding="utf-8")),
         "language_model_parameters": language_model,
         "bases": {

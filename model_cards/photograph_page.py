@@ -4,13 +4,13 @@ python model_cards/photograph_page.py    # needs playwright and Chromium
 """
 
 import shutil
-import socket
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from transformers_lladav import asking
+from transformers_lladav.cli_serving import free_port
 from transformers_lladav.web import launch
 from transformers_lladav.web_talk import Queues, Site
 
@@ -23,9 +23,7 @@ def main() -> None:
     assistant = asking.load(device="cpu")
     site = Site(models={"bundled": lambda: assistant})
     queues = Queues(site)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    page = launch(site, queues, "127.0.0.1", port)
+    page = launch(site, queues, "127.0.0.1", free_port("127.0.0.1", 0))
     target = ASSETS / "web.png"
     with sync_playwright() as runner:
         browser = runner.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -31,11 +31,13 @@ from transformers_lladav.result_tables import (
     rule_of,
     stages_table,
 )
+from transformers_lladav.tiny_tower import HEADS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results"
 README = ROOT / "README.md"
 ASSETS = ROOT / "model_cards" / "assets"
+Z_95 = 1.96  # standard deviations to either side that hold 95 % of a normal distribution: how long error bars are
 
 
 def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
@@ -62,7 +64,7 @@ def draw_decoding(document: dict[str, Any], path: Path, mark: str) -> None:
             axes.errorbar(
                 [rate for rate, _, _ in points],
                 [100 * share for _, share, _ in points],
-                [196 * math.sqrt(share * (1 - share) / asked) for _, share, asked in points],
+                [100 * Z_95 * math.sqrt(share * (1 - share) / asked) for _, share, asked in points],
                 color=f"C{list(RULE_NAMES).index(name)}",
                 linestyle="-" if block == short else ":",
                 linewidth=1.4,
@@ -121,7 +123,7 @@ def draw_stages(document: dict[str, Any], path: Path, mark: str) -> None:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     seen, losses = figure.subplots(1, 2, width_ratios=(1, 2))
     tower, *others = document["stages"]
-    for name in ("colour", "shape", "character", "value"):
+    for name in (head for head in HEADS if head != "place"):  # which is the same in every picture
         points = [(point["cpu_seconds"] / 60, 100 * point[name]) for point in tower["curve"]]
         seen.plot(*zip(*points, strict=True), linewidth=1.4, label=name)
     seen.set(title="tower: patches named right", xlabel="CPU minutes", ylabel="%", ylim=(0, 102))

@@ -1,4 +1,4 @@
-"""Bar charts: heights in pixels, and which are held out."""
+"""Bar charts: heights in pixels, how often counts, values and colours are drawn, and which charts are held out."""
 
 import itertools
 import math

@@ -221,6 +221,8 @@ def test_a_contact_sheet_has_a_cell_per_picture():
     assert contact_sheet(found, columns=1, tile=240).size == (gap + 260, gap + 2 * (cell + gap))
     with pytest.raises(ValueError, match="no picture in 1 examples, so there is nothing to lay out"):
         contact_sheet(found[2:])
+    with pytest.raises(ValueError, match="columns=0; pass at least 1"):
+        contact_sheet(found, columns=0)
 
 
 # Commands
@@ -261,6 +263,14 @@ def test_exit_codes_tell_good_bad_and_unreadable(file, here, tmp_path):
     good.write_text("[")
     code, _, err = here("check", good)
     assert (code, "Error: good.json:1: the file is not JSON" in err) == (2, True)
+
+
+def test_names_of_files_are_no_markup(here, tmp_path):
+    """What stands in square brackets is a style to what prints, and would not be shown."""
+    file = tmp_path / "train [new].jsonl"
+    file.write_text(json.dumps(RECORDS[3]) + "\n")
+    code, out, _ = here("check", file)
+    assert (code, f"the longest record is {file.name}:1 with " in out) == (0, True)
 
 
 def test_many_bad_records_are_capped_on_the_screen_only(here, tmp_path):
@@ -305,6 +315,23 @@ def test_preview_shows_prompts_and_saves_the_pictures(file, here, tmp_path):
     assert "bad  train.jsonl:3: the line is not JSON" in err
     assert Image.open(sheet).format == "PNG"
     assert here("preview", file, "-n", 1, "--image-folder", IMAGES)[1].count("train.jsonl:") == 1
+
+
+def test_the_sheet_takes_pictures_as_large_as_the_processor_does(file, here, tmp_path, monkeypatch):
+    """And not as large as it does by default, where somebody raised its limit."""
+    monkeypatch.setattr("transformers_lladav.data_preview.MAX_IMAGE_PIXELS", 10)
+    sheet = tmp_path / "sheet.png"
+    assert here("preview", file, "-n", 1, "--image-folder", IMAGES, "--contact-sheet", sheet)[0] == 0
+    assert sheet.is_file()
+
+
+def test_a_record_that_the_recipe_cannot_use_is_named_and_the_next_one_shown(here, tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (RECORDS[3], RECORDS[0])))
+    code, out, err = here("preview", file, "--recipe", "stage1", "--image-folder", IMAGES)
+    assert (code, out.count("train.jsonl:")) == (0, 1)
+    assert "train.jsonl:2: id cup, " in out
+    assert 'bad  train.jsonl:1: the question has no picture, and prompt="plain" is for pictures with captions' in err
 
 
 def test_a_missing_package_is_reported_in_a_line(here, tmp_path, monkeypatch):

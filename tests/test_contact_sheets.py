@@ -103,6 +103,11 @@ def test_an_empty_contact_sheet_is_refused() -> None:
         contact_sheet([])
 
 
+def test_no_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="columns=0; pass at least 1"):
+        contact_sheet(sheet_rows(1), columns=0)
+
+
 def test_pillow_without_freetype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFont, "load_default", lambda size: ImageFont.ImageFont())
     with pytest.raises(ImportError, match=r"need Pillow with FreeType; .* pip install pillow"):

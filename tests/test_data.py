@@ -516,6 +516,18 @@ def test_a_row_with_too_many_or_too_few_cells_is_named(tmp_path):
     ]
 
 
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
+    """Of a row as a dictionary, one of the two answers would be lost."""
+    path = tmp_path / "a.csv"
+    path.write_text("question,answer,answer\na,b,c\n")
+    with refused(
+        "a.csv:1: the column 'answer' stands twice among ['question', 'answer', 'answer']; rename", DataError
+    ):
+        list(read_examples(path))
+    path.write_text("question,answer,note,note\na,b,c,d\n")
+    assert [contents(found) for found in read_examples(path)] == [[[text("a")], [text("b")]]]
+
+
 # Access by number
 
 
@@ -559,6 +571,16 @@ def test_only_offsets_of_lines_are_held(lines):
     assert [raw.source for raw in raws[:2]] == ["train.jsonl:1", "train.jsonl:2"]
     values = [raw.value for raw in iterate_records(lines)]
     assert [raw.value for raw in raws if isinstance(raw.value, dict)] == [v for v in values if isinstance(v, dict)]
+
+
+def test_of_a_folder_s_lines_only_offsets_are_held_as_well(lines):
+    folder = lines.parent / "folder"
+    folder.mkdir()
+    lines.rename(folder / "metadata.jsonl")
+    raws = load_records(folder)
+    assert isinstance(raws, JsonLines)
+    assert [raw.source for raw in raws[:2]] == ["metadata.jsonl:1", "metadata.jsonl:2"]
+    assert list(map(str, raws)) == list(map(str, iterate_records(folder)))
 
 
 def test_examples_are_pickled_with_their_settings(lines):

@@ -1,4 +1,4 @@
-"""Two processes do what one does: training with DDP and FSDP2, tensor-parallel inference. On CPUs, with gloo."""
+"""Two processes do on CPUs what one does: training with DDP and FSDP2, tensor-parallel inference, tiny stages."""
 
 import contextlib
 import json

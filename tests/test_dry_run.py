@@ -44,6 +44,18 @@ def test_the_longest_samples_are_tried_and_nothing_is_written(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_memory_is_that_of_the_rows_that_are_packed(data, tmp_path):
+    """Four samples in a row are a row, and not four of its length."""
+    recipe = quick_recipe(packing=True, answer_canvas=None, max_length=1000)
+    run = Run(settings_of(data, tmp_path / "run"), recipe)
+    longest = sorted(run.data.lengths, reverse=True)[:4]
+    tried = try_out(run)
+    assert tried.tokens == sum(longest)
+    row = replace(recipe, device_batch_size=1, global_batch_size=1)
+    expected = estimate(run.prepared.bare.config, row, sum(longest), 4, precision="fp32")
+    assert tried.computed_bytes == expected.total
+
+
 def test_a_stream_is_tried_on_its_first_samples(data, tmp_path):
     recipe = quick_recipe(max_steps=3)
     run = Run(settings_of(data, tmp_path / "run", stream=True, shuffle_buffer=0), recipe)

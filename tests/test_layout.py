@@ -112,7 +112,7 @@ MAY_IMPORT = {
     "suite": {"charts", "scene_changes", "scene_questions", "shape_scenes", "signs", "splits"},
     "tiny_tower": {"charts", "lettering", "shape_scenes", "signs", "suite"},
     "recipes": set(),
-    "recipe_changes": {"recipes"},
+    "recipe_changes": {"recipes", "strict_json"},
     "trainable": {"recipes"},
     "held_out": {"media"},
     "run_records": set(),
@@ -218,10 +218,10 @@ MAY_IMPORT = {
         "training_results",
     },
     "tiny_stages": SHIPPED
-    | {"files", "processes", "publishing", "recipes", "run_settings", "splits", "suite", "tiny_model"}
-    | {"train", "train_tower"},
+    | {"files", "processes", "publishing", "recipes", "run_records", "run_settings", "splits", "suite"}
+    | {"tiny_model", "train", "train_tower"},
     "tiny_results": SHIPPED
-    | {"files", "publishing", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
+    | {"files", "publishing", "run_records", "run_settings", "splits", "tiny_stages", "tiny_tower", "train"}
     | {"training_callbacks", "training_results"},
     "cli_tiny": {"cli_console", "cli_training", "processes", "tiny_results", "tiny_stages"},
     "twins": {
@@ -240,7 +240,7 @@ MAY_IMPORT = {
     "samples": set(),
     "launching": set(),
     "lengths": {"data", "media", "bare_prompts", "prompt_view", "record_files", "samples"},
-    "bare_prompts": {"chat_text_lladav", "diffusion_lladav"},
+    "bare_prompts": {"chat_text_lladav", "diffusion_lladav", "recipes"},
     "rows": {"diffusion_lladav"},
     "collation": {"bare_prompts", "diffusion_lladav", "labels", "media", "noise"}
     | {"packing", "recipes", "rows", "samples"},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import measure_decoding as measure
@@ -84,9 +85,10 @@ def test_a_small_run_gives_what_the_tables_need(assistant, monkeypatch, tmp_path
     ])  # fmt: skip
     monkeypatch.setattr(measure, "LONG_CANVAS", 16)
     output = tmp_path / "decoding.json"
-    monkeypatch.setattr("sys.argv", ["x", "--questions", "13", "--samples", "3", "--output", str(output)])
-    assert measure.main() == 0
+    arguments = ["--questions", "13", "--samples", "3", "--output", str(output)]
+    assert measure.main(arguments) == 0
     document = json.loads(output.read_text())
+    assert document["command"] == shlex.join(["python", "model_cards/measure_decoding.py", *arguments])
     assert "| threshold 0.9 | 8 | " in render.decoding_table(document)
     assert [row["hidden"] for row in document["infilling"]] == ["colour", "shape", "place"]
     assert render.infilling_table(document).count("\n") == 6

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shlex
 from pathlib import Path
 
 import measure_finetuning as measure
@@ -170,6 +171,7 @@ def test_a_small_run_gives_what_table_and_plot_need(tmp_path):
     arguments += ["--output", str(output), "--sheet", str(tmp_path / "sheet.png"), "--settings", *settings]
     assert measure.main(arguments) == 0
     document = json.loads(output.read_text())
+    assert document["command"] == shlex.join(["python", "model_cards/measure_finetuning.py", *arguments])
     arm = document["arms"]["pictograms and scenes"]
     assert arm["samples"] == {"pictograms": 4, "scenes": 3}
     assert arm["steps"] == 2

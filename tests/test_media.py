@@ -136,6 +136,15 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(folder):
     ]
 
 
+def test_a_folder_of_frames_that_may_not_be_listed_is_a_bad_record(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(folder), "iterdir", refuse)
+    with refused("the video 'frames' cannot be read: Permission denied"):
+        MediaFolder(folder).video("frames")
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [

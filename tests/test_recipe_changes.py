@@ -1,3 +1,5 @@
+"""Recipes from files and command lines: what is given arrives, and everything else is refused, never passed over."""
+
 import dataclasses
 import json
 
@@ -55,6 +57,11 @@ def test_wrong_changes_are_explained(change, message):
         change_recipe(LORA, [change])
 
 
+def test_of_a_field_that_is_set_twice_the_last_one_counts():
+    changes = ["epochs=2", "lora.rank=3", 'trains=["head"]', "epochs=4", "lora=null"]
+    assert change_recipe(LORA, changes) == dataclasses.replace(LORA, epochs=4.0, lora=None, trains=("head",))
+
+
 def test_a_part_cannot_be_set_after_the_whole():
     with pytest.raises(ValueError, match=r"'lora\.rank=3': lora was set before, as a whole"):
         change_recipe(LORA, ["lora=null", "lora.rank=3"])
@@ -62,7 +69,13 @@ def test_a_part_cannot_be_set_after_the_whole():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "this is no JSON"), ("[1]", "a JSON object, not list"), (json.dumps({"lr": 1}), "no field lr")],
+    [
+        ("{", "this is no JSON"),
+        ("[1]", "a JSON object, not list"),
+        (json.dumps({"lr": 1}), "no field lr"),
+        ('{"epochs": 1, "epochs": 2}', "a recipe cannot be read: the key 'epochs' stands twice in an object"),
+        ("[" * 100_000, "a recipe cannot be read: it is nested too deeply"),
+    ],
 )
 def test_files_that_are_no_recipe_are_refused(text, message):
     with pytest.raises(ValueError, match=message):

@@ -1,3 +1,5 @@
+"""Recipes as data: the stages are those of the paper, and a recipe that cannot work is refused with the fix."""
+
 import dataclasses
 import math
 
@@ -78,11 +80,26 @@ def test_recipes_are_found_by_name():
         ({"device_batch_size": 0}, "device_batch_size=0; pass at least 1"),
         ({"warmup_ratio": 1.5}, r"warmup_ratio=1\.5; it is a share of the steps: pass 0 to 1"),
         ({"weight_decay": -0.1}, r"weight_decay=-0\.1; pass at least 0"),
+        ({"weight_decay": math.nan}, "weight_decay=nan; pass at least 0"),
+        ({"learning_rate": math.inf}, "learning_rate=inf; pass a finite number"),
+        ({"epochs": math.inf}, "epochs=inf; pass a finite number"),
+        ({"trains": ("projector", "tower")}, "trains='tower' is not known; choose 'vision_tower' or 'projector' or"),
+        ({"schedule": "cosin"}, "schedule='cosin' is not known; choose 'cosine' or 'linear' or 'constant'"),
+        ({"precision": "bf-16"}, "precision='bf-16' is not known; choose 'auto' or 'bf16' or 'fp16' or 'fp32'"),
+        ({"prompt": "chats"}, "prompt='chats' is not known; choose 'chat' or 'plain' or 'completion'"),
+        ({"canvas_turns": "first"}, "canvas_turns='first' is not known; choose 'last' or 'all'"),
+        ({"best_by": "accuracy"}, "best_by='accuracy' is not known; choose 'loss' or 'exact_match'"),
+        ({"lora": Lora(), "quantization": "int8"}, "quantization='int8' is not known; choose 'nf4'"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"name": "mine", "description": "", "trains": ("projector",), **fields})
+
+
+def test_gradients_of_any_norm_may_be_left_as_they_are():
+    """An infinite norm is how nothing is scaled down, since 0 is refused."""
+    assert Recipe("mine", "", ("projector",), max_grad_norm=math.inf).max_grad_norm == math.inf
 
 
 def test_completions_some_of_which_are_chats_have_answers_to_learn_and_to_measure():
@@ -100,6 +117,7 @@ def test_completions_some_of_which_are_chats_have_answers_to_learn_and_to_measur
         ({"rank": 0}, r"lora\.rank=0; pass at least 1"),
         ({"dropout": 1.0}, r"lora\.dropout=1\.0; it is a share"),
         ({"alpha": 0.0}, r"lora\.alpha=0\.0; the update is scaled by it"),
+        ({"alpha": math.inf}, r"lora\.alpha=inf; the update is scaled by it: pass a number above 0"),
     ],
 )
 def test_adapters_that_cannot_work_are_refused(fields, message):

@@ -43,6 +43,7 @@ def data(tmp_path_factory):
         ({"epochs": 1.0, "global_batch_size": 16, "device_batch_size": 1}, 160, 1, 10, 16),
         ({"epochs": 1.0, "global_batch_size": 16, "device_batch_size": 2}, 161, 4, 11, 2),
         ({"epochs": 2.5, "global_batch_size": 8, "device_batch_size": 8}, 17, 1, 8, 1),  # 3 an epoch, 7.5 in all
+        ({"epochs": 1.1, "global_batch_size": 8, "device_batch_size": 8}, 400, 1, 55, 1),  # of 55.00000000000001
         ({"max_steps": 7, "epochs": 3.0, "global_batch_size": 8}, 17, 1, 7, 8),
         ({"max_steps": 7, "global_batch_size": 8}, None, 8, 7, 1),
     ],
@@ -71,6 +72,26 @@ def test_batches_that_do_not_fit_the_devices(devices, fitting):
 def test_a_stream_needs_a_number_of_steps():
     with pytest.raises(ValueError, match="a stream does not say how long it is; pass --set max_steps="):
         Schedule.of(RECIPE, None, 1)
+
+
+@pytest.mark.parametrize(("ratio", "steps", "warmup"), [(0.03, 100, 3), (0.03, 101, 4), (0.07, 100, 7), (0.0, 5, 0)])
+def test_the_warm_up_is_a_share_of_the_steps_rounded_up(ratio, steps, warmup, tmp_path):
+    recipe = replace(RECIPE, warmup_ratio=ratio, max_steps=steps)
+    settings, schedule = settings_of(tmp_path, tmp_path / "run"), Schedule.of(recipe, 16, 1)
+    assert training_arguments(settings, recipe, schedule, "fp32", evaluates=False).warmup_steps == warmup
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"stream": True}, "because a stream is not split; give --eval-data; leave it out"),
+        ({"eval_data": "b.csv"}, "because --eval-data has them; leave it out"),
+    ],
+)
+def test_nothing_is_held_out_of_data_that_are_not_split(options, why, tmp_path):
+    with pytest.raises(ValueError, match=f"^--hold-out 0.1: no samples are held out, {why}$"):
+        settings_of(tmp_path / "a.csv", tmp_path / "run", held_out_share=0.1, **options)
+    assert settings_of(tmp_path / "a.csv", tmp_path / "run", held_out_share=0.0, **options)
 
 
 # The record of a run
@@ -107,7 +128,7 @@ def test_differences_are_named(options, recipe, facts, difference, tmp_path):
     before = (settings.output / "run.json").read_text()
     with pytest.raises(ValueError, match="Repeat the command it was begun with to go on") as caught:
         begin_or_continue(replace(settings, **options), recipe, facts)
-    assert difference in str(caught.value) or len(str(caught.value).split("; ")) == 5
+    assert difference in str(caught.value)
     assert (settings.output / "run.json").read_text() == before
 
 

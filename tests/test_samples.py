@@ -1,4 +1,4 @@
-"""Numbers and epochs of examples, in this process and in workers."""
+"""Numbers and epochs of examples, in this process and in workers, and selections of examples by number."""
 
 import pickle
 

@@ -1,3 +1,5 @@
+"""The tiny model before training: tokenizer, processor and weights fit each other, and are the same every time."""
+
 import pytest
 import torch
 
@@ -69,6 +71,8 @@ def test_the_model_fits_the_processor_and_depends_on_the_seed_only(processor):
     assert model.generate(**inputs, max_new_tokens=8).shape[0] == 1
 
 
-def test_a_picture_is_made_of_whole_patches():
+def test_a_picture_is_made_of_whole_patches_and_of_one_at_least():
+    with pytest.raises(ValueError, match="picture_side=9 is not a multiple of patch_size=16; pass picture_side=16"):
+        TinySizes(picture_side=9)
     with pytest.raises(ValueError, match="picture_side=100 is not a multiple of patch_size=16; pass picture_side=96"):
         TinySizes(picture_side=100)

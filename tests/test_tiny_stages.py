@@ -208,6 +208,29 @@ def test_the_command_ends_with_a_checkpoint(run, command, tmp_path):
     assert json.loads((output / "recipe.json").read_text()).keys() == STAGE.keys()
 
 
+def test_a_folder_of_something_else_is_not_replaced_and_nothing_is_trained(command, tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    result = command("--runs", tmp_path / "runs", "--all-stages", "--output", folder)
+    assert isinstance(result.exception, FileExistsError)
+    assert f"{folder} holds something else than a checkpoint of these stages; choose another --output" in str(
+        result.exception
+    )
+    assert (folder / "thesis.tex").read_text() == "precious"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_older_checkpoint_is_replaced(run, tmp_path):
+    folder, outcomes = run
+    write_record(folder, QUICK_STAGES)
+    written = write_checkpoint(folder, outcomes[-1], tmp_path / "checkpoint")
+    (written / "README.md").write_text("of the older one")
+    write_checkpoint(folder, outcomes[-1], written)
+    assert not (written / "README.md").exists()
+    assert (written / "model.safetensors").is_file()
+
+
 def test_an_interrupted_command_says_how_to_go_on(command, tmp_path):
     stopped = SimpleNamespace(interrupted="SIGTERM", product=None)
     result = command("--runs", tmp_path, stages=lambda *_, **__: [stopped])

@@ -1,5 +1,6 @@
 """The tiny tower's lesson: what patches show, what it is graded on, and how the projector begins."""
 
+import copy
 import math
 import random
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from transformers_lladav import suite
+from device_without_float64 import DEVICE, device_without_float64
+from transformers_lladav import suite, train_tower
 from transformers_lladav.charts import Chart
 from transformers_lladav.image_processing_lladav import LladaVImageProcessor
 from transformers_lladav.lettering import Style
@@ -225,3 +227,16 @@ def test_the_projector_of_a_model_is_fitted_to_its_tower(lesson: TowerLesson, pi
     with torch.no_grad():
         projected = inner.multi_modal_projector.linear_1(inner.encode_tiles(pixels)).flatten(0, 1)
     torch.testing.assert_close(projected.mean(dim=0), torch.zeros(projected.shape[-1]), atol=1e-3, rtol=0)
+
+
+def test_a_tower_that_was_trained_on_a_device_is_measured_there(
+    lesson: TowerLesson, pictures: PatchPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer leaves the model on the device, and the pictures of the validation split come from the CPU."""
+    monkeypatch.setattr(train_tower, "MEASURED_PICTURES", 8)
+    processor = SimpleNamespace(image_processor=pictures.image_processor)
+    elsewhere = copy.deepcopy(lesson)
+    expected = train_tower._finish(lesson, processor, seed=0)
+    with device_without_float64(elsewhere):
+        assert elsewhere.model.device == DEVICE
+        assert train_tower._finish(elsewhere, processor, seed=0) == pytest.approx(expected, nan_ok=True)

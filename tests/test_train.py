@@ -534,9 +534,18 @@ def test_samples_are_as_long_as_their_longest_form(share, same_as, data, tmp_pat
     assert min(map(int.__sub__, lengths["chat"], lengths["completion"])) > 0
 
 
-def test_exact_match_needs_held_out_data(data, tmp_path):
-    with pytest.raises(ValueError, match="needs held-out data; give --eval-data or --hold-out"):
-        Run(settings_of(data, tmp_path / "run"), quick_recipe(best_by="exact_match", eval_answers=2))
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [({"best_by": "exact_match", "eval_answers": 2}, 'best_by="exact_match"'), ({"patience": 3}, "patience=3")],
+)
+def test_what_evaluations_decide_needs_held_out_data(changes, given, data, tmp_path):
+    with pytest.raises(ValueError, match=f"^{given}: needs held-out data; give --eval-data or --hold-out"):
+        Run(settings_of(data, tmp_path / "run"), quick_recipe(**changes))
+
+
+def test_a_stream_is_not_grouped_by_length(data, tmp_path):
+    with pytest.raises(ValueError, match="lengths, which a stream does not know before; leave out --stream, or pass"):
+        Run(settings_of(data, tmp_path / "run", stream=True), quick_recipe(max_steps=2, group_by_length=True))
 
 
 def test_too_few_to_hold_some_out(tmp_path):

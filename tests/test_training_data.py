@@ -274,7 +274,7 @@ def test_both_sides_can_be_pickled_and_sliced(tmp_path):
         ({"share": 0.5, "count": 1}, "share=0.5 and count=1 were given; give one of them"),
         ({"share": 1.0}, "share=1.0; it is a part of the examples: pass more than 0 and less than 1"),
         ({"share": 0.0}, "share=0.0; it is a part of the examples: pass more than 0 and less than 1"),
-        ({"share": 0.01}, "share=0.01 of 10 examples holds out 0; pass count=1 or more"),
+        ({"share": 0.01}, "share=0.01 of 10 examples holds out 0; pass more (--hold-out)"),
         ({"count": 0}, "count=0 of 10 examples holds out 0; pass count=1 or more"),
         ({"share": 0.99}, "share=0.99 of 10 examples holds out 10, which leaves 0 to train on; pass less"),
         ({"count": 12}, "count=12 of 10 examples holds out 12, which leaves 0 to train on; pass less"),

@@ -7,15 +7,15 @@ its tokens are those of the same answer in a chat, and not others with a blank i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from .chat_text_lladav import SEAM, escape
 from .diffusion_lladav import IGNORE_INDEX
+from .recipes import PROMPTS, Prompt
 
-Prompt = Literal["chat", "plain", "completion"]
-PROMPTS: tuple[Prompt, ...] = ("chat", "plain", "completion")
+__all__ = ["PROMPTS", "Prompt", "bare_chat", "bare_turns", "label_bare", "template_options"]
 
 # No token reaches from one text into the next: what is learned begins with a token.
 BARE_TEMPLATE = f"""\

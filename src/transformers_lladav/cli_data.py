@@ -121,7 +121,7 @@ def preview(
     out.rule()
     out.print(_legend())
     if contact_sheet is not None:
-        save_picture(lay_out(examples), contact_sheet)
+        save_picture(lay_out(examples, max_image_pixels=limit), contact_sheet)
         out.print(Text(f"Saved {contact_sheet}"), soft_wrap=True)
 
 
@@ -186,6 +186,7 @@ def _print_counts(report: Any, file: Path) -> None:
 
 
 def _print_lengths(report: Any, model: str | None) -> None:
+    from .record_files import printable
 
     if not report.good:
         return
@@ -198,9 +199,8 @@ def _print_lengths(report: Any, model: str | None) -> None:
         table.add_row(f"{item.first:,} .. {item.last:,}", f"{item.samples:,}", bar)
     out.print(table)
     longest, source = report.longest
-    out.print(
-        f"{sum(report.lengths):,} tokens with pictures expanded; the longest record is {source} with {longest:,}"
-    )
+    line = f"{sum(report.lengths):,} tokens with pictures expanded; the longest record is {source} with {longest:,}"
+    out.print(Text(printable(line)), soft_wrap=True)  # what a file is called is no markup
     if model is None:
         out.print("Counted with the bundled checkpoint; --model FOLDER counts for another.", style="dim")
     if (cut := report.truncation) is not None:
@@ -214,10 +214,14 @@ def _print_lengths(report: Any, model: str | None) -> None:
 def _print_prompt(example: Any, viewer: Any) -> None:
     from .data_preview import prompt_spans
     from .media import check_media
-    from .record_files import printable
+    from .record_files import RecordError, printable
 
     limit = viewer.processor.image_processor.max_image_pixels
-    view = viewer.view(example.messages, check_media(example.messages, limit))
+    try:
+        view = viewer.view(example.messages, check_media(example.messages, limit))
+    except ValueError as error:  # such as a chat of many turns, where the recipe takes pictures with captions
+        _print_error(RecordError.of(error, example.source))
+        return
     name = "" if example.id == example.source else f"id {example.id}, "
     out.rule(Text(printable(f"{example.source}: {name}{view.length} tokens")), align="left")
     text = Text()

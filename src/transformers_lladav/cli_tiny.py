@@ -37,13 +37,15 @@ def tiny(
     """
     with loading(show=False):
         from .processes import training_processes
-        from .tiny_results import write_checkpoint, write_record
+        from .tiny_results import check_output, write_checkpoint, write_record
         from .tiny_stages import STAGES, next_stage, train_stages
 
         use_threads(threads)
     is_main = training_processes().is_main_process
     ahead = next_stage(runs)
     until = len(STAGES) if all_stages else min(ahead + 1, len(STAGES))
+    checkpoint = output or runs / "checkpoint"
+    check_output(checkpoint)  # before hours of training
     if is_main:
         _print_stages(STAGES, ahead)
     with step_bar(is_main) as bar:
@@ -59,7 +61,7 @@ def tiny(
         again = f"Repeat the command for {STAGES[until].recipe.name}, or give --all-stages to train to the end."
         out.print(Text(f"{outcomes[-1].product} is trained. {again}"), soft_wrap=True)
         return
-    folder = write_checkpoint(runs, outcomes[-1], output or runs / "checkpoint")
+    folder = write_checkpoint(runs, outcomes[-1], checkpoint)
     out.print(Text(f"Written to {folder}; try: lladav ask PICTURE QUESTION --model {folder}"), soft_wrap=True)
 
 

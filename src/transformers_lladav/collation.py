@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -28,7 +28,7 @@ from .noise import (
     training_noise,
 )
 from .packing import NO_SAMPLE, pack_lengths, packed_mask, packed_positions
-from .recipes import check_chat_share, check_noise
+from .recipes import CanvasTurns, check_chat_share, check_noise
 from .rows import Row, extended, length_unexpanded, worth_scale
 from .samples import field_of
 
@@ -94,7 +94,7 @@ class Collator:
     answers_only: bool = False
     train_on_padding: bool = False
     answer_canvas: int | tuple[int, ...] | None = None
-    canvas_turns: Literal["last", "all"] = "last"
+    canvas_turns: CanvasTurns = "last"
     block_noise: int | None = None
     holes: float = 0.0
     sparse_noise: int | None = None
@@ -109,7 +109,7 @@ class Collator:
     sample_numbers: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"too_long": ("error", "drop"), "canvas_turns": ("last", "all"), "prompt": PROMPTS}
+        choices = {"too_long": ("error", "drop"), "canvas_turns": get_args(CanvasTurns), "prompt": PROMPTS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 words = " or ".join(f'"{word}"' for word in known)

@@ -48,11 +48,13 @@ def contact_sheet(rows: Sequence[SheetRow], columns: int = 4, tile: int = 256) -
         An RGB picture as high as the texts need.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if there are no rows, or `columns` is below 1.
         ImportError: if Pillow was built without FreeType.
     """
     if not rows:
         raise ValueError("rows=[] makes no contact sheet; pass at least one SheetRow")
+    if columns < 1:
+        raise ValueError(f"columns={columns}; pass at least 1")
     columns = min(columns, len(rows))
     gap, line_height = tile // 12, tile // 12
     font = _font(tile / 16)

@@ -74,6 +74,8 @@ def read_examples(
     Raises:
         DataError: if the source cannot be read.
         RecordError: at the first bad record, naming file and line, if there is no `on_bad`.
+        TypeError: if the source is neither a path nor records.
+        ValueError: for an unknown `check`.
         ImportError: if a video file is to be checked and PyAV is not installed.
     """
     folder = _media_folder(source, image_folder, allow_outside, allow_urls)
@@ -110,7 +112,9 @@ class Examples(Sequence[Example]):
     Raises:
         DataError: if the source cannot be read, or no record is left.
         RecordError: at the first bad record, unless `skip_bad`.
-        TypeError: if the source has no length.
+        TypeError: if the source has no length, or is neither a path nor records.
+        ValueError: for an unknown `check`, or `skip_bad` without one.
+        ImportError: if a video file is to be checked and PyAV is not installed.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ def _example(raw: Raw, folder: MediaFolder, question: str, check: Check, max_ima
         try:
             check_media(example.messages, max_image_pixels, decode=check == "pixels")
         except RecordError as error:
-            raise RecordError(error.reason, raw.source) from error.__cause__
+            raise RecordError.of(error, raw.source) from error.__cause__
     return example
 
 

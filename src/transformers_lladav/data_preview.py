@@ -56,21 +56,27 @@ def prompt_spans(view: PromptView, processor: Any) -> list[Span]:
     return spans
 
 
-def contact_sheet(examples: Sequence[Example], columns: int = 4, tile: int = 256) -> Image.Image:
+def contact_sheet(
+    examples: Sequence[Example], columns: int = 4, tile: int = 256, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> Image.Image:
     """Lay out the pictures of examples, and the first frame of their videos, with ids and first words.
 
     Args:
         examples: in the order of the sheet.
         columns: at most so many beside each other.
         tile: side of the square a picture is fitted into, in pixels.
+        max_image_pixels: larger pictures are refused, as when they are read.
 
     Returns:
         The sheet.
 
     Raises:
-        ValueError: if the examples have no pictures, or one cannot be read.
+        ValueError: if the examples have no pictures, one cannot be read, or `columns` is below 1.
+        ImportError: if there is a video file and PyAV is not installed.
     """
-    entries = [entry for example in examples for entry in _entries(example)]
+    if columns < 1:
+        raise ValueError(f"columns={columns}; pass at least 1")
+    entries = [entry for example in examples for entry in _entries(example, max_image_pixels)]
     if not entries:
         raise ValueError(f"no picture in {len(examples)} examples, so there is nothing to lay out")
     columns = min(columns, len(entries))
@@ -92,7 +98,7 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4, tile: int = 256
     return sheet
 
 
-def _entries(example: Example) -> list[tuple[Image.Image, str, str]]:
+def _entries(example: Example, max_image_pixels: int) -> list[tuple[Image.Image, str, str]]:
     """Pictures of an example, each with a title and the example's first words."""
     words = next((_words(message) for message in example.messages if message["role"] == "user"), "")
     shown = [(picture, example.id) for picture in example.pictures]
@@ -102,7 +108,7 @@ def _entries(example: Example) -> list[tuple[Image.Image, str, str]]:
         else:
             shown.append((video[0], f"{example.id} (video, {len(video)} frames)"))
     return [
-        (open_picture(source, f"{example.source}: picture {number}", MAX_IMAGE_PIXELS).copy(), printable(title), words)
+        (open_picture(source, f"{example.source}: picture {number}", max_image_pixels).copy(), printable(title), words)
         for number, (source, title) in enumerate(shown, start=1)
     ]
 

@@ -158,7 +158,7 @@ def check_data(
             sizes = check_media(example.messages, limit, decode)
             view = viewer.view(example.messages, sizes)
         except RecordError as error:
-            report.bad.append(RecordError(error.reason, example.source))
+            report.bad.append(RecordError.of(error, example.source))
             continue
         if report.truncation is not None:
             _cut(report.truncation, view, example.source)

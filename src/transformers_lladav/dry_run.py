@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +18,11 @@ class Tried:
 
     Attributes:
         loss: of the step.
-        tokens: of the longest sample in it.
-        batch_seconds: for one batch, forward and backward.
+        tokens: of its longest row, which is a sample or several that were packed.
+        batch_seconds: for one batch, forward and backward, and a step of the optimiser.
         total_seconds: for the whole run, if all batches were like this one.
-        peak_bytes: that were allocated on a GPU; None on a CPU.
-        computed_bytes: what the run needs by arithmetic.
+        peak_bytes: that were allocated on this GPU; None on a CPU.
+        computed_bytes: what such a batch needs on each device by arithmetic.
     """
 
     loss: float
@@ -65,9 +65,11 @@ def try_out(run: Any) -> Tried:
         loss = _step(trainer, optimizer, dict(inputs))
         seconds = time.perf_counter() - begun
     rows, tokens = inputs["input_ids"].shape
+    # What was made of the samples: packing makes fewer rows, complementary views twice as many.
+    of_rows = replace(run.recipe, device_batch_size=rows, global_batch_size=rows, complementary=False)
     computed = estimate(
         run.prepared.bare.config,
-        run.recipe,
+        of_rows,
         tokens,
         math.ceil(len(inputs.get("pixel_values", ())) / rows),
         devices=run.schedule.devices,

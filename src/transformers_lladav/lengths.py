@@ -58,6 +58,7 @@ def check_lengths(
 
     Raises:
         DataError: naming samples that cannot be used, unless `skip_bad`; or if no sample is left.
+        ImportError: if there is a video file and PyAV is not installed.
     """
     viewer = PromptViewer(processor, image_separator, prompt)
     report = on_progress or (lambda done, total: None)
@@ -67,7 +68,7 @@ def check_lengths(
         try:
             length, cut = _measure([_in_parts(m) for m in field_of(example, "messages")], viewer, max_length)
         except ValueError as error:
-            check.left_out.append(RecordError(getattr(error, "reason", str(error)), source))
+            check.left_out.append(RecordError.of(error, source))
         else:
             kept.append(index)
             lost = 0 if cut is None else cut.tokens

@@ -89,6 +89,9 @@ def write(
         height: pixels, of the character.
         style: how it is drawn.
         ink: colour.
+
+    Raises:
+        ImportError: if it is to be drawn in the typeface, and Pillow was built without FreeType.
     """
     if style.typeface:
         _write_typeface(draw, character, middle, top, height, ink)

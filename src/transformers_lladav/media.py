@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .image_processing_lladav import LladaVImageProcessor, open_encoded, open_picture
-from .record_files import PICTURE_SUFFIXES, RecordError, shown
+from .record_files import PICTURE_SUFFIXES, RecordError, is_picture_name, named, shown
 
 MAX_IMAGE_PIXELS: int = LladaVImageProcessor.max_image_pixels
 MAX_FRAMES: int = LladaVImageProcessor.max_video_frames
@@ -102,9 +102,13 @@ class MediaFolder:
             return str(path)
         if not S_ISDIR(mode):
             raise RecordError(f"the video {shown(text)} is {_what(mode)}, not a file or a folder")
-        frames = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
+        try:
+            frames = sorted(filter(is_picture_name, path.iterdir()), key=_natural)
+        except OSError as error:
+            raise RecordError(f"the video {shown(text)} cannot be read: {error.strerror}") from error
         if not frames:
-            raise RecordError(f"the video {shown(text)} is a folder without frames ({', '.join(_SUFFIXES)})")
+            suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+            raise RecordError(f"the video {shown(text)} is a folder without frames ({suffixes})")
         return [self.picture(str(frame)) for frame in frames]
 
     def _find(self, text: str, kind: str) -> tuple[Path, int, int]:
@@ -131,21 +135,14 @@ class MediaFolder:
         return path, status.st_mode, status.st_size
 
 
-_SUFFIXES = sorted(PICTURE_SUFFIXES)
-
-
 def _as_text(value: Any, kind: str) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
-        raise RecordError(f"a {kind} is {_named(value)}, not a path")
+        raise RecordError(f"a {kind} is {named(value)}, not a path")
     if not value.strip():
         raise RecordError(f"the path of a {kind} is empty")
     return value
-
-
-def _named(value: Any) -> str:
-    return "NaN (a missing value)" if isinstance(value, float) and value != value else shown(value)
 
 
 def _what(mode: int) -> str:

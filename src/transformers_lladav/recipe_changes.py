@@ -6,6 +6,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .recipes import Recipe
+from .strict_json import loads
 
 
 def read_recipe(text: str, start: Recipe) -> Recipe:
@@ -19,12 +20,15 @@ def read_recipe(text: str, start: Recipe) -> Recipe:
         The recipe.
 
     Raises:
-        ValueError: for text that is no JSON object, fields that do not exist, or values of another type.
+        ValueError: for text that is no JSON object, fields that do not exist or stand twice, values of another type,
+            or ones that cannot work.
     """
     try:
-        fields = json.loads(text)
+        fields = loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"a recipe is a JSON object, but this is no JSON: {error}") from error
+    except ValueError as error:  # such as a field that stands twice
+        raise ValueError(f"a recipe cannot be read: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"a recipe is a JSON object, not {type(fields).__name__}")
     return _changed(start, fields, "")
@@ -35,13 +39,14 @@ def change_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
 
     Args:
         recipe: what to start from.
-        changes: such as "epochs=2" or "lora.rank=64"; the value is read as JSON, or as text where that fails.
+        changes: such as "epochs=2" or "lora.rank=64"; the value is read as JSON, or as text where that fails. Of
+            a field that is set twice, the last one counts.
 
     Returns:
         The changed recipe.
 
     Raises:
-        ValueError: for an unknown field, a text without "=" or a value of another type.
+        ValueError: for an unknown field, a text without "=", a value of another type or one that cannot work.
     """
     fields: dict[str, Any] = {}
     for change in changes:
@@ -49,17 +54,21 @@ def change_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
         names = path.strip().split(".")
         if not separator or not all(names):
             raise ValueError(f"{change!r} changes nothing: give FIELD=VALUE, such as learning_rate=2e-5")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
         inner = fields
         for name in names[:-1]:
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):
                 raise ValueError(f"{change!r}: {name} was set before, as a whole; set it once")
-        inner[names[-1]] = value
+        inner[names[-1]] = _value(text)
     return _changed(recipe, fields, "")
+
+
+def _value(text: str) -> Any:
+    """What a command line gives for a field: JSON, or a text."""
+    try:
+        return loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _changed(recipe: Any, fields: dict[str, Any], prefix: str) -> Any:
@@ -90,8 +99,6 @@ def _as_type(value: Any, hint: Any, current: Any, name: str) -> Any:
             return value
         if origin is tuple and isinstance(value, list | tuple):
             return tuple(_as_type(item, get_args(option)[0], None, name) for item in value)
-        if origin is dict and isinstance(value, dict):
-            return value
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if option in (int, bool, str) and type(value) is option:

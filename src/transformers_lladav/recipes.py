@@ -2,19 +2,31 @@
 
 import dataclasses
 import json
+import math
 from typing import Literal, get_args
 
 Part = Literal["vision_tower", "projector", "newline", "language_model", "head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Quantization = Literal["nf4"]
+RateSchedule = Literal["cosine", "linear", "constant"]
+Prompt = Literal["chat", "plain", "completion"]
+PROMPTS: tuple[Prompt, ...] = get_args(Prompt)
+CanvasTurns = Literal["last", "all"]
+Measure = Literal["loss", "exact_match"]
 
 # The linear layers of the language model, and none of the vision tower's, whose names partly are the same.
 LANGUAGE_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 def _at_least(least: float, name: str, value: float) -> None:
-    if value < least:
+    if not value >= least:  # also NaN, which JSON can hold
         raise ValueError(f"{name}={value}; pass at least {least}")
+
+
+def _one_of(choices: tuple[str, ...], name: str, value: object) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; choose {' or '.join(map(repr, choices))}")
 
 
 def check_noise(block_noise: int | None, sparse_noise: int | None, complementary: bool, holes: float) -> None:
@@ -85,8 +97,8 @@ class Lora:
         _at_least(1, "lora.rank", self.rank)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout={self.dropout}; it is a share: pass 0 or more, and less than 1")
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha}; the update is scaled by it: pass more than 0")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"lora.alpha={self.alpha}; the update is scaled by it: pass a number above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +162,10 @@ class Recipe:
     description: str
     trains: tuple[Part, ...] = ()
     lora: Lora | None = None
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     learning_rate: float = 1e-5
     vision_learning_rate: float | None = None
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: RateSchedule = "cosine"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -165,12 +177,12 @@ class Recipe:
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
     compile: bool = False
-    prompt: Literal["chat", "plain", "completion"] = "chat"
+    prompt: Prompt = "chat"
     chat_share: float = 0.0
     image_separator: str = ""
     answers_only: bool = True
     answer_canvas: int | tuple[int, ...] | None = 64
-    canvas_turns: Literal["last", "all"] = "last"
+    canvas_turns: CanvasTurns = "last"
     block_noise: int | None = None
     holes: float = 0.0
     sparse_noise: int | None = None
@@ -182,29 +194,51 @@ class Recipe:
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     eval_answers: int = 64
-    best_by: Literal["loss", "exact_match"] = "loss"
+    best_by: Measure = "loss"
     patience: int | None = None
     seed: int = 0
     data: str = ""
 
     def __post_init__(self) -> None:
+        self._check_words()
+        self._check_counts()
+        self._check_rates()
+        self._check_parts()
+        self._check_batches()
+
+    def _check_counts(self) -> None:
         for name in ("global_batch_size", "device_batch_size", "max_length", "keep_checkpoints"):
             _at_least(1, name, getattr(self, name))
         for name in ("max_steps", "checkpoint_every", "patience"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
-        for name in ("eval_answers", "weight_decay"):
-            _at_least(0, name, getattr(self, name))
+        _at_least(0, "eval_answers", self.eval_answers)
         if self.answer_canvas is not None:
             canvases = self.answer_canvas if isinstance(self.answer_canvas, tuple) else (self.answer_canvas,)
             _at_least(1, "answer_canvas", min(canvases, default=0))
+
+    def _check_rates(self) -> None:
+        _at_least(0, "weight_decay", self.weight_decay)
         for name in ("learning_rate", "vision_learning_rate", "epochs", "max_grad_norm"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}; pass more than 0")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}={value}; pass more than 0")
+        for name in ("learning_rate", "vision_learning_rate", "epochs", "weight_decay"):  # no norm is too large
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"{name}=inf; pass a finite number")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio}; it is a share of the steps: pass 0 to 1")
-        self._check_parts()
-        self._check_batches()
+
+    def _check_words(self) -> None:
+        """Whoever writes a recipe in Python is not told by its types."""
+        for part in self.trains:
+            _one_of(PARTS, "trains", part)
+        _one_of(get_args(RateSchedule), "schedule", self.schedule)
+        _one_of(get_args(Precision), "precision", self.precision)
+        _one_of(PROMPTS, "prompt", self.prompt)
+        _one_of(get_args(CanvasTurns), "canvas_turns", self.canvas_turns)
+        _one_of(get_args(Measure), "best_by", self.best_by)
+        if self.quantization is not None:
+            _one_of(get_args(Quantization), "quantization", self.quantization)
 
     def _check_parts(self) -> None:
         if not self.trains and self.lora is None:
@@ -262,11 +296,10 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-_EVERYTHING: tuple[Part, ...] = PARTS
 _STAGE = Recipe(
     name="stage2a",
     description="The paper's visual instruction tuning on single pictures.",
-    trains=_EVERYTHING,
+    trains=PARTS,
     learning_rate=1e-5,
     vision_learning_rate=2e-6,
     global_batch_size=256,
@@ -300,7 +333,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="full",
             description="All parameters, for domains far from what the model knows.",
-            trains=_EVERYTHING,
+            trains=PARTS,
             learning_rate=1e-5,
             vision_learning_rate=2e-6,
             global_batch_size=64,

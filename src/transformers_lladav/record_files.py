@@ -63,6 +63,11 @@ class RecordError(DataError):
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.source else self.reason
 
+    @classmethod
+    def of(cls, error: ValueError, source: str) -> "RecordError":
+        """An error about the content of a record, with where the record stands."""
+        return cls(getattr(error, "reason", str(error)), source)
+
 
 class Raw(NamedTuple):
     """A record before anybody looked at what it means.
@@ -79,6 +84,16 @@ class Raw(NamedTuple):
 def shown(value: Any) -> str:
     """A value as messages show it: shortened, and with control characters escaped."""
     return _SHORT.repr(value)
+
+
+def named(value: Any) -> str:
+    """A value of the wrong kind as messages name it; a missing one of a table is NaN."""
+    return "NaN (a missing value)" if isinstance(value, float) and value != value else shown(value)
+
+
+def is_picture_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is called like a picture."""
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES
 
 
 def printable(text: str) -> str:
@@ -144,10 +159,11 @@ def load_records(path: Path, on_progress: Progress | None = None) -> Sequence[Ra
         DataError: as `iterate_records` does.
     """
     try:
-        lines = _reader(path) is _json_lines
+        file = _metadata(path)
+        lines = _reader(file) is _json_lines
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    return JsonLines(path, on_progress) if lines else list(iterate_records(path, on_progress))
+    return JsonLines(file, on_progress) if lines else list(iterate_records(path, on_progress))
 
 
 class JsonLines(Sequence[Raw]):
@@ -344,6 +360,10 @@ def _check_header(header: list[str], path: Path) -> None:
             f"{path.name}:1: no column for the {' or the '.join(missing)} among {shown(header)}; "
             f"looked for {columns_looked_for(*missing)}"
         )
+    if twice := [name for name in found.values() if header.count(name) > 1]:
+        raise DataError(
+            f"{path.name}:1: the column {shown(twice[0])} stands twice among {shown(header)}; rename one of them"
+        )
 
 
 def _row(row: list[str], header: list[str], source: str) -> Any:
@@ -355,17 +375,21 @@ def _row(row: list[str], header: list[str], source: str) -> Any:
 
 def _folder(path: Path, report: Progress) -> Iterator[Raw]:
     """Records of the metadata file of a folder, or its pictures with the texts of the same name beside them."""
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            yield from _reader(path / name)(path / name, report)
-            return
-    pictures = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+    if (file := _metadata(path)) != path:
+        yield from _reader(file)(file, report)
+        return
+    pictures = sorted(filter(is_picture_name, path.rglob("*")))
     if not pictures:
         raise DataError(f"{path} holds no pictures and none of {', '.join(FOLDER_FILES)}")
     for done, picture in enumerate(pictures, start=1):
         source = picture.relative_to(path).as_posix()
         yield Raw(source, _captioned(picture, source, path))
         report(done, len(pictures))
+
+
+def _metadata(path: Path) -> Path:
+    """The metadata file of a folder; the path itself if it is no folder, or one without such a file."""
+    return next((file for name in FOLDER_FILES if (file := path / name).is_file()), path)
 
 
 def _captioned(picture: Path, source: str, folder: Path) -> Any:

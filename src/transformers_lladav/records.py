@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .media import MediaFolder, media_parts
-from .record_files import RecordError, columns_looked_for, find_columns, shown
+from .record_files import RecordError, columns_looked_for, find_columns, is_picture_name, named, shown
 
 DEFAULT_QUESTION = "Describe the picture."
 
@@ -86,7 +86,7 @@ def read_record(record: Any, source: str, folder: MediaFolder, question: str = D
         _place_media(messages, record, folder)
         _check_messages(messages)
     except RecordError as error:
-        raise RecordError(error.reason, source) from error.__cause__
+        raise RecordError.of(error, source) from error.__cause__
     return Example(identity, messages, source)
 
 
@@ -151,7 +151,7 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
         return [_part(part, where) for part in content]
     if content is None:
         raise RecordError(f"{where} has no content")
-    raise RecordError(f"{where} is {_named(content)}, not a text or a list of parts")
+    raise RecordError(f"{where} is {named(content)}, not a text or a list of parts")
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
@@ -167,11 +167,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
 
 def _require_text(value: Any, what: str) -> None:
     if not isinstance(value, str):
-        raise RecordError(f"{what} is missing" if value is None else f"{what} is {_named(value)}, not a text")
-
-
-def _named(value: Any) -> str:
-    return "NaN (a missing value)" if isinstance(value, float) and value != value else shown(value)
+        raise RecordError(f"{what} is missing" if value is None else f"{what} is {named(value)}, not a text")
 
 
 def _checked_text(text: str, where: str) -> str:
@@ -209,7 +205,7 @@ def _listed(value: Any) -> list[Any]:
 def _videos(value: Any) -> list[Any]:
     """The videos of a record; a list of pictures is one video."""
     videos = _listed(value)
-    names_frames = all(isinstance(v, str) and re.search(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", v, re.I) for v in videos)
+    names_frames = all(isinstance(video, str) and is_picture_name(video) for video in videos)
     holds_frames = isinstance(value, list | tuple) and not any(isinstance(v, str | list | tuple) for v in videos)
     return [videos] if videos and isinstance(value, list | tuple) and (names_frames or holds_frames) else videos
 

@@ -42,6 +42,9 @@ class RunSettings:
         device: "auto" or "cpu".
         report_to: "tensorboard", "wandb" or "none".
         trust_remote_code: run code that the checkpoint brings.
+
+    Raises:
+        ValueError: if a part is to be held out of data that are not split.
     """
 
     model: str
@@ -60,6 +63,11 @@ class RunSettings:
     device: Literal["auto", "cpu"] = "auto"
     report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.held_out_share and (self.stream or self.eval_data is not None):
+            why = "--eval-data has them" if self.eval_data is not None else "a stream is not split; give --eval-data"
+            raise ValueError(f"--hold-out {self.held_out_share}: no samples are held out, because {why}; leave it out")
 
     def read_options(self) -> dict[str, Any]:
         """How records are read."""
@@ -113,7 +121,7 @@ class Schedule:
         elif samples is None:
             raise ValueError("a stream does not say how long it is; pass --set max_steps=1000")
         else:
-            steps = math.ceil(recipe.epochs * math.ceil(samples / recipe.global_batch_size))
+            steps = _rounded_up(recipe.epochs * math.ceil(samples / recipe.global_batch_size))
         return cls(
             steps=steps,
             accumulation=recipe.global_batch_size // together,
@@ -121,6 +129,11 @@ class Schedule:
             log_every=min(10, math.ceil(steps / LOGS_PER_RUN)),
             devices=devices,
         )
+
+
+def _rounded_up(steps: float) -> int:
+    """A whole number of steps; 1.1 epochs of 50 are 55, although their product is a little more."""
+    return math.ceil(round(steps, 6))
 
 
 def training_arguments(
@@ -151,7 +164,7 @@ def training_arguments(
         gradient_accumulation_steps=schedule.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
-        warmup_steps=math.ceil(recipe.warmup_ratio * schedule.steps),
+        warmup_steps=_rounded_up(recipe.warmup_ratio * schedule.steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=precision == "bf16",

@@ -56,7 +56,7 @@ class TinySizes:
         if self.picture_side % self.patch_size:
             raise ValueError(
                 f"picture_side={self.picture_side} is not a multiple of patch_size={self.patch_size}; "
-                f"pass picture_side={self.picture_side // self.patch_size * self.patch_size}"
+                f"pass picture_side={max(self.picture_side // self.patch_size, 1) * self.patch_size}"
             )
 
     @property

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME
 
 from .files import new_folder, write_text
 from .modeling_lladav import LladaVForMaskedDiffusion
 from .processing_lladav import LladaVProcessor
 from .publishing import save_checkpoint
+from .run_records import read_record
 from .run_settings import RUN
 from .splits import SUITE_VERSION
 from .tiny_stages import TinyStage
@@ -20,7 +22,7 @@ from .training_callbacks import LOG
 from .training_results import RECIPE
 
 RECORD = "stages.json"
-POINTS = 60  # of a curve
+POINTS = 60  # of a curve, where that many were logged, and less than twice as many
 STEPS_KEPT = ("step", "loss", "seconds", "cpu_seconds", *HEADS)
 
 
@@ -38,7 +40,7 @@ def record_of(folder: Path, stage: TinyStage) -> dict[str, Any]:
     records, steps = [record for record in logged if "loss" in record], max(record["step"] for record in logged)
     every = max(1, len(records) // POINTS)
     curve = [records[number : number + every] for number in range(0, len(records), every)]
-    recipe = json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"]
+    recipe = read_record(folder / RUN)["recipe"]
     points = []
     for group in curve:
         point = {name: group[-1][name] for name in STEPS_KEPT if name in group[-1]}
@@ -81,6 +83,23 @@ def write_record(folder: Path, stages: Sequence[TinyStage]) -> Path:
     return folder / RECORD
 
 
+def check_output(output: Path) -> None:
+    """Refuse a place for the checkpoint where something else stands, which it would replace.
+
+    Args:
+        output: where the checkpoint is to stand.
+
+    Raises:
+        FileExistsError: unless it is free, empty or holds an older checkpoint, with its recipes.
+    """
+    ours = (output / RECIPE).is_file() and (output / CONFIG_NAME).is_file()
+    if output.exists() and not ours and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(
+            f"{output} holds something else than a checkpoint of these stages; choose another --output folder or "
+            "empty it"
+        )
+
+
 def write_checkpoint(folder: Path, outcome: Outcome, output: Path) -> Path:
     """Write the last stage's product in bfloat16, with the recipes of all stages beside it.
 
@@ -91,7 +110,11 @@ def write_checkpoint(folder: Path, outcome: Outcome, output: Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        FileExistsError: as of `check_output`.
     """
+    check_output(output)
     assert outcome.product is not None
     model = LladaVForMaskedDiffusion.from_pretrained(outcome.product, dtype=torch.bfloat16)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

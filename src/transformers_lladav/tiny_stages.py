@@ -24,7 +24,6 @@ answers.
 Every stage is a run in a folder of its own; one that was interrupted goes on, and a finished one is passed over.
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from .files import new_folder
 from .processes import training_processes
 from .publishing import save_checkpoint
 from .recipes import PARTS, Recipe
+from .run_records import read_record
 from .run_settings import RUN, RunSettings, is_finished
 from .splits import SUITE_VERSION
 from .tiny_model import TinySizes, build_model, build_processor
@@ -304,7 +304,7 @@ def _is_compiled(output: Path, wanted: bool) -> bool:
     """Whether a stage compiles its layers: one that has begun stays as it is."""
     if not (output / RUN).is_file():
         return wanted
-    return bool(json.loads((output / RUN).read_text(encoding="utf-8"))["recipe"]["compile"])
+    return bool(read_record(output / RUN)["recipe"]["compile"])
 
 
 def _train(stage: TinyStage, source: Path, output: Path, workers: int, report: dict[str, Any]) -> Outcome:

@@ -28,7 +28,7 @@ from .run_settings import (
 )
 from .samples import Numbered
 from .trainable import Trainable, summarise, trained_names
-from .trainer import DiffusionTrainer, last_checkpoint, remove_broken_checkpoints
+from .trainer import DiffusionTrainer, WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
 from .training_callbacks import AssertTrainable, EvaluateAtEnd, GuardGradients, Report, StopOnSignal
 from .training_data import LengthCheck, check_lengths, hold_out, open_data
 from .training_model import load_for_training
@@ -77,6 +77,8 @@ def load_data(
     Raises:
         DataError: if they cannot be read, or nothing is left of them.
         RecordError: at the first record that cannot be used, unless `skip_bad`.
+        ValueError: if so few, or so many, cannot be held out.
+        ImportError: if the Hub is to be asked, or a video file to be read, and a package is missing.
     """
     report = on_progress or (lambda what: lambda done, total: None)
     if settings.stream:
@@ -190,6 +192,11 @@ class Run:
         data: TrainingData | None = None,
     ) -> None:
         _check_packages(settings.report_to)
+        if recipe.group_by_length and settings.stream:
+            raise ValueError(
+                "group_by_length=True groups by lengths, which a stream does not know before; leave out --stream, or "
+                "pass --set group_by_length=false"
+            )
         self.settings, self.recipe = settings, recipe
         self.state = training_processes(settings.device)
         processor = AutoProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -198,8 +205,8 @@ class Run:
                 settings, recipe, processor, self.state.num_processes, on_progress if self.is_main else None
             )
         self.schedule = Schedule.of(recipe, self.data.facts["samples"], self.state.num_processes)
-        if recipe.best_by == "exact_match" and not self.data.held_out:
-            raise ValueError('best_by="exact_match" needs held-out data; give --eval-data or --hold-out 0.05')
+        if not self.data.held_out:
+            _check_without_held_out(recipe)
         self.prepared = load_for_training(
             settings.model, recipe, self.state.device, settings.trust_remote_code, is_sharded()
         )
@@ -264,29 +271,82 @@ class Run:
         """The same, in a folder that nobody else writes to."""
         folder = self.settings.output
         product = folder / (MODEL if self.recipe.lora is None else ADAPTER)
-        if self.is_main:
-            begin_or_continue(self.settings, self.recipe, self.data.facts)
-            remove_broken_checkpoints(folder / CHECKPOINTS)
-        self.state.wait_for_everyone()
-        if is_finished(folder) and (product / METRICS).is_file():
-            metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
-            return Outcome(product, metrics, self.schedule.steps, earlier=True)
+        earlier = begin(self.settings, self.recipe, self.data.facts, product, self.state)
+        if earlier is not None:
+            return Outcome(product, earlier, self.schedule.steps, earlier=True)
         stop = StopOnSignal(any_process)
         callbacks = [Report(folder, on_step, on_figures), stop, *(_tensorboard(self.settings) if self.is_main else [])]
         trainer = self.trainer(callbacks)
-        last = last_checkpoint(folder / CHECKPOINTS)
-        try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        finally:
-            stop.release()
+        interrupted = train_on(trainer, stop)
         step = trainer.state.global_step
-        if stop.received is not None and step < self.schedule.steps:
-            return Outcome(None, {}, step, stop.received)
+        if interrupted is not None:
+            return Outcome(None, {}, step, interrupted)
         metrics = final_metrics(trainer.state.log_history, trainer.state.best_global_step)
         write_result(product, trainer, self.prepared, self.recipe, {**metrics, **self.data.facts})
         if self.is_main:
             finish_record(folder)
         return Outcome(product, metrics, step)
+
+
+def begin(
+    settings: RunSettings, recipe: Recipe, facts: dict[str, Any], product: Path, processes: Any
+) -> dict[str, Any] | None:
+    """Take a folder for a run, or go on with the run that is there; all processes have to call this.
+
+    Args:
+        settings: of the run.
+        recipe: the recipe.
+        facts: of the data, such as the number of samples.
+        product: folder of what the run ends with.
+        processes: those of the run, from `processes.training_processes`.
+
+    Returns:
+        The figures of a run that had ended before; None if there is something to do.
+
+    Raises:
+        FileExistsError: if something else stands in the output folder.
+        ValueError: if it is a run with other settings, naming them.
+    """
+    if processes.is_main_process:
+        begin_or_continue(settings, recipe, facts)
+        remove_broken_checkpoints(settings.output / CHECKPOINTS)
+    processes.wait_for_everyone()
+    if not is_finished(settings.output) or not (product / METRICS).is_file():
+        return None
+    metrics: dict[str, Any] = json.loads((product / METRICS).read_text(encoding="utf-8"))
+    return metrics
+
+
+def train_on(trainer: WholeCheckpoints, stop: StopOnSignal) -> str | None:
+    """Train to the end, from the last whole checkpoint if there is one.
+
+    Args:
+        trainer: ready to train.
+        stop: one of its callbacks.
+
+    Returns:
+        Name of the signal that stopped it before its last step, if one did.
+    """
+    last = last_checkpoint(Path(trainer.args.output_dir))
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        stop.release()
+    return stop.received if trainer.state.global_step < trainer.state.max_steps else None
+
+
+def _check_without_held_out(recipe: Recipe) -> None:
+    """Refuse what is decided by evaluations, of which there will be none."""
+    given = [
+        text
+        for text, is_given in (
+            ('best_by="exact_match"', recipe.best_by == "exact_match"),
+            (f"patience={recipe.patience}", recipe.patience is not None),
+        )
+        if is_given
+    ]
+    if given:
+        raise ValueError(f"{' and '.join(given)}: needs held-out data; give --eval-data or --hold-out 0.05")
 
 
 def is_sharded() -> bool:

@@ -14,18 +14,10 @@ from .files import held, new_folder, write_text
 from .processes import any_process, training_processes, worker_options
 from .publishing import save_checkpoint
 from .recipes import Recipe
-from .run_settings import (
-    CHECKPOINTS,
-    RunSettings,
-    Schedule,
-    begin_or_continue,
-    finish_record,
-    is_finished,
-    training_arguments,
-)
+from .run_settings import RunSettings, Schedule, finish_record, training_arguments
 from .tiny_tower import HEADS, PatchPictures, TowerLesson, fit_projector
-from .train import Outcome
-from .trainer import WholeCheckpoints, last_checkpoint, remove_broken_checkpoints
+from .train import Outcome, begin, train_on
+from .trainer import WholeCheckpoints
 from .training_callbacks import GuardGradients, Report, StopOnSignal
 from .training_results import METRICS, MODEL, RECIPE
 
@@ -98,13 +90,9 @@ def _train(
     assert recipe.max_steps is not None
     count = recipe.max_steps * recipe.global_batch_size
     processes = training_processes(settings.device)
-    if processes.is_main_process:
-        begin_or_continue(settings, recipe, {"samples": count, "first": first})
-        remove_broken_checkpoints(folder / CHECKPOINTS)
-    processes.wait_for_everyone()
-    if is_finished(folder) and (product / METRICS).is_file():
-        metrics = json.loads((product / METRICS).read_text(encoding="utf-8"))
-        return Outcome(product, metrics, recipe.max_steps, earlier=True)
+    earlier = begin(settings, recipe, {"samples": count, "first": first}, product, processes)
+    if earlier is not None:
+        return Outcome(product, earlier, recipe.max_steps, earlier=True)
     processor = AutoProcessor.from_pretrained(settings.model)
     torch.manual_seed(recipe.seed)
     lesson = TowerLesson(AutoModelForImageTextToText.from_pretrained(settings.model, dtype=torch.float32))
@@ -120,14 +108,10 @@ def _train(
     )
     trainer.keep_checkpoints = recipe.keep_checkpoints
     trainer.remove_callback(PrinterCallback)
-    last = last_checkpoint(folder / CHECKPOINTS)
-    try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    finally:
-        stop.release()
+    interrupted = train_on(trainer, stop)
     step = trainer.state.global_step
-    if stop.received is not None and step < recipe.max_steps:
-        return Outcome(None, {}, step, stop.received)
+    if interrupted is not None:
+        return Outcome(None, {}, step, interrupted)
     metrics = {"step": step, **_finish(lesson, processor, recipe.seed)}
     if processes.is_main_process:
         _write(folder, lesson.model, processor, recipe, metrics)
@@ -155,6 +139,7 @@ def _finish(lesson: TowerLesson, processor: Any, seed: int) -> dict[str, float]:
     """Fit the projector, and return the shares of patches of the validation split whose content is named right."""
     pictures = PatchPictures(processor.image_processor, _patches(lesson.model), 0, MEASURED_PICTURES, "validation")
     batch = next(iter(DataLoader(pictures, MEASURED_PICTURES)))
+    batch = {name: tensor.to(lesson.model.device) for name, tensor in batch.items()}
     torch.manual_seed(seed)
     fit_projector(lesson.model, batch["pixel_values"])
     return dict(zip(HEADS, lesson.eval()(**batch)["shares"].tolist(), strict=True))

@@ -76,7 +76,7 @@ def lora_targets(model: nn.Module, lora: Lora) -> list[str]:
         Their full names.
 
     Raises:
-        ValueError: if there are none, or one is no linear layer.
+        ValueError: if the pattern is no regular expression or fits nothing, or a layer that it fits is not linear.
     """
     try:
         pattern = re.compile(lora.targets)
@@ -106,7 +106,7 @@ def expected_trainable(model: nn.Module, recipe: Recipe) -> set[str]:
         Names as the prepared model has them.
 
     Raises:
-        ValueError: if the recipe's adapters match nothing, or layers that are trained whole.
+        ValueError: as of `lora_targets`, or if adapters would be in a part that is trained whole.
     """
     own = {
         name
@@ -146,7 +146,8 @@ def prepare_trainable(model: nn.Module, recipe: Recipe) -> Any:
 
     Raises:
         ImportError: if the recipe has adapters and PEFT is not installed.
-        ValueError: if the recipe's adapters match nothing.
+        ValueError: as of `expected_trainable`.
+        RuntimeError: if something else would train than the recipe says, which is a fault of ours.
     """
     expected = expected_trainable(model, recipe)
     prepared = model.requires_grad_(False)

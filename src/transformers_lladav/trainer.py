@@ -72,7 +72,7 @@ class DiffusionTrainer(WholeCheckpoints):
     Args:
         recipe: what to do.
         prepared: model and processor, from `training_model.load_for_training`.
-        args: from `train.training_arguments`.
+        args: from `run_settings.training_arguments`.
         train_data: samples with numbers, or a stream of them.
         held_out: samples with numbers that the loss at fixed noise is measured on, if there are some.
         questions: held-out conversations that are answered by generation.

@@ -181,7 +181,8 @@ def _held_out_count(examples: int, share: float | None, count: int | None) -> in
     given = f"count={count}" if share is None else f"share={share}"
     assert wanted is not None
     if wanted < 1:
-        raise ValueError(f"{given} of {examples} examples holds out {wanted}; pass count=1 or more")
+        fix = "pass count=1 or more" if share is None else "pass more (--hold-out)"
+        raise ValueError(f"{given} of {examples} examples holds out {wanted}; {fix}")
     if wanted >= examples:
         raise ValueError(
             f"{given} of {examples} examples holds out {wanted}, which leaves {max(0, examples - wanted)} to train "

@@ -40,7 +40,7 @@ LABELS = {
     "language_activations": "activations of the language model",
     "vision_activations": "activations of vision tower and projector",
     "working": "working memory of a layer or of the loss",
-    "allowance": "allowance: CUDA context 1 GB, fragmentation 5 %",
+    "allowance": f"allowance: CUDA context {CONTEXT_BYTES // GIGABYTE} GB, fragmentation {100 * FRAGMENTATION:.0f} %",
 }
 
 
