@@ -316,3 +316,18 @@ def test_adapters_are_switched_between_requests_and_never_mixed(tmp_path, pictur
     gate.open()
     assert [text(own, caller.wait()) for caller in callers] == [plain, other, plain]
     queue.close()
+
+
+def test_the_adapter_that_came_with_the_model_answers_those_who_name_none(assistant, tmp_path, picture):
+    folders = [str(save(train(load_base(), seed, size=0.2), tmp_path / str(seed))) for seed in (3, 4)]
+    own, short = asking.load(adapter=folders[0], device="cpu"), {"max_new_tokens": 8}
+    expected = {None: asking.ask(own, picture, QUESTIONS[1], **short).text}
+    expected[folders[1]] = asking.ask(
+        asking.load(adapter=folders[1], device="cpu"), picture, QUESTIONS[1], **short
+    ).text
+    assert len({*expected.values(), asking.ask(assistant, picture, QUESTIONS[1], **short).text}) == 3
+    queue = AnswerQueue(own)
+    for wanted in (None, folders[1], None):
+        caller = Caller(queue, ask(picture, QUESTIONS[1], settings=short, adapter=wanted))
+        assert text(own, caller.wait()) == expected[wanted]
+    queue.close()

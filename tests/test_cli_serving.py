@@ -127,7 +127,7 @@ def web_command(monkeypatch):
         local_url = "http://here/"
 
     class Loaded:
-        model = None
+        model = adapter = None
 
     monkeypatch.setattr(cli_serving, "load_assistant", lambda *options: loaded.append(options) or Loaded)
     monkeypatch.setattr(web_page, "launch", lambda *options: launched.append(options) or Page)
