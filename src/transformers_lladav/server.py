@@ -54,8 +54,8 @@ class Serving:
         timeout: seconds from the arrival of a request to its answer.
         write_timeout: seconds that a client may leave a part of its answer unread.
         api_key: what clients must send as bearer; none by default.
-        hosts: names that the server may be called by; others are refused, so that no page in a browser reaches it
-            under a name of its own. "*" allows all.
+        hosts: names that the server may be called by, in capitals or not; others are refused, so that no page in a
+            browser reaches it under a name of its own. "*" allows all.
     """
 
     name: str
@@ -238,8 +238,9 @@ class _Reply:
         """What a draft adds to what was sent; None if that is nothing."""
         pieces = draft.pieces[: self.settings.max_tokens]
         masked = next((i for i, piece in enumerate(pieces) if piece.state == TokenState.MASKED), len(pieces))
-        known = "".join(piece.text for piece in pieces[:masked]).rstrip(INCOMPLETE).lstrip()
-        known = _before_stops(known, self.stops).rstrip()
+        # Stops before spaces: an answer may begin with a stop that begins with one.
+        known = "".join(piece.text for piece in pieces[:masked]).rstrip(INCOMPLETE)
+        known = _before_stops(known, self.stops).strip()
         new = known[len(self.sent) :]
         shown = {"draft": "".join(piece.text for piece in pieces)} if self.asked.include_drafts else {}
         if not new and not shown:
@@ -398,8 +399,8 @@ class _Guard:
         """Refuse by what stands in the headers."""
         host = None
         with suppress(ValueError):
-            host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        if "*" not in self.serving.hosts and host not in self.serving.hosts:
+            host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname  # in small letters
+        if "*" not in self.serving.hosts and host not in [name.lower() for name in self.serving.hosts]:
             raise RequestError(
                 f"the server was called {host!r:.200}, and answers as {', '.join(self.serving.hosts)}; start it with "
                 "--allowed-host to add a name",
