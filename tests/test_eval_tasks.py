@@ -239,8 +239,14 @@ def test_a_moved_folder_is_the_same_and_another_picture_in_the_place_of_one_is_n
     assert survey(opened({**ROW, "image": "elsewhere/red.png"})).digest != before.digest
 
 
+def test_a_file_may_be_called_anything(opened, folder):
+    (folder / "red.png").rename(folder / "r|ed.png")
+    found = survey(opened({**ROW, "image": "r|ed.png"}))
+    assert found.entries[0].layout == ("image",)
+
+
 def entry(kind, shows, layout=("image",)):
-    return Entry(kind, "exact_match", ((8, 8),) * len(layout), layout, shows)
+    return Entry(kind, "exact_match", ((8, 8),) * len(layout), layout, tuple(shows.split()))
 
 
 def test_the_other_pictures_are_those_of_the_next_of_the_kind_that_shows_something_else():
