@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from . import asking
-from .eval_asking import Asking, resolve_generation
+from .eval_asking import Asking, resolve_generation, seed_of
 from .eval_tasks import append_text
 from .generation_configuration_lladav import explain_unknown, resolve_aliases
 from .lmms_eval_settings import LENGTHS, SETTINGS, TaskSettings, settings_of_task
@@ -263,9 +262,8 @@ class LladaV(lmms):
         seeds = []
         for request in requests:
             same = self._arguments(request)[:3]
-            text = f"{self.seed}/{'/'.join(map(str, same))}/{seen[same]}"
+            seeds.append(seed_of(f"{self.seed}/{'/'.join(map(str, same))}/{seen[same]}"))
             seen[same] += 1
-            seeds.append(int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big"))
         return seeds
 
 
