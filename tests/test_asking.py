@@ -101,6 +101,16 @@ def test_the_right_choice_is_made_and_rated_highest(assistant, scene):
     assert rated == asking.score(assistant, scene, "What colour is the star?", colours)
 
 
+def test_choices_decide_how_long_the_canvas_is(assistant, scene):
+    colours = ["red", "green"]
+    for name in ("max_new_tokens", "gen_length", "block_length"):
+        known = name.replace("gen_length", "max_new_tokens")
+        with pytest.raises(ValueError, match=rf"^{known}=8 has no meaning with choices, which decide it; leave one"):
+            asking.ask(assistant, scene, "What colour is the star?", choices=colours, **{name: 8})
+    chosen = asking.ask(assistant, scene, "What colour is the star?", choices=colours, preset="docvqa")
+    assert (chosen.text, chosen.denoising_steps) == ("red", 2)  # the word and the end, not the 16 steps of the preset
+
+
 def test_empty_choices_are_refused(assistant, scene):
     with pytest.raises(ValueError, match="choices is empty; give at least one answer"):
         asking.ask(assistant, scene, QUESTION, choices=[])
