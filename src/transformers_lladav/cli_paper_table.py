@@ -72,8 +72,7 @@ def _print_rows(rows: list[Any], limit: int | None) -> None:
         figures = [
             f"{score:.1f}" if score is not None else "" for score in (row.measured, row.benchmark.paper_score())
         ]
-        remark = Text(f"not run: {row.problem}" if row.problem else row.benchmark.note)
-        table.add_row(row.benchmark.name, str(row.questions or ""), *figures, remark)
+        table.add_row(row.benchmark.name, str(row.questions or ""), *figures, Text(row.remark))
     out.print(table)
     if limit:
         out.print(f"Only the first {limit} questions of each task: these figures compare with none.", style="yellow")
