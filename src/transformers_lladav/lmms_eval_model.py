@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,7 @@ class LladaVSimple(LladaV):
 
 
 def _own_arguments() -> list[str]:
-    return list(LladaV.__init__.__annotations__)
+    return [name for name in signature(LladaV).parameters if name != "generation"]
 
 
 def _whole_batch_size(batch_size: int | str, largest: int | None) -> int:
