@@ -151,6 +151,12 @@ def test_pictures_are_looked_at_before_anything_is_asked(opened, folder):
         survey(opened(ROW, {**ROW, "image": "broken.png"}))
 
 
+def test_a_list_in_a_table_that_is_nested_without_end_is_named_with_its_line(folder):
+    (folder / "t.csv").write_text(f"image,question,answer,choices\nred.png,Which?,red,{'[' * 100_000}\n")
+    with pytest.raises(RecordError, match=r"t\.csv:2: 'choices' is .*, not a list of texts"):
+        survey(open_tasks([str(folder / "t.csv")])[0])
+
+
 def test_limits_and_access_by_number(opened):
     rows = [{**ROW, "id": number} for number in range(5)]
     questions = opened(*rows, limit=3).questions
