@@ -38,6 +38,12 @@ def test_the_document_says_what_was_measured_on_what(quiet, tmp_path):
     assert json.loads(path.read_text()) == document
 
 
+def test_a_system_that_does_not_tell_its_load_is_measured_as_well(quiet, monkeypatch):
+    monkeypatch.delattr(bench_run.os, "getloadavg")
+    document = run_bench(BenchSettings(arms=("fast",), rounds=1, device="cpu"), quiet)
+    assert document["machine"]["load"] is None
+
+
 def test_growth_is_of_the_arms_that_grow(monkeypatch):
     monkeypatch.setattr(bench_run, "growth_sizes", lambda sizes: {"answer": [sizes], "batch": [sizes, sizes]})
     said = []
