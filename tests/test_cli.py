@@ -187,6 +187,16 @@ def test_chat_answers_line_by_line_and_survives_mistakes(here, picture, tmp_path
     assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in NUMBER_WORDS
 
 
+def test_a_chat_survives_what_is_not_installed(here, picture, monkeypatch):
+    def missing(*_):
+        raise ImportError("adapters need peft: pip install 'transformers_lladav[train]'")
+
+    monkeypatch.setattr("transformers_lladav.chatting.switch_adapter", missing)
+    run = here("chat", picture, typed="/adapter x\nHow many shapes are there?\n")
+    assert "adapters need peft" in run.stderr
+    assert run.stdout.strip() in NUMBER_WORDS
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     return save(train(load_base(), 3, size=0.2), tmp_path_factory.mktemp("runs") / "adapter")
@@ -237,6 +247,7 @@ def test_an_adapter_on_another_base_is_told_in_a_line(here, picture, adapter, tm
     [
         (["--choices", " , "], "--choices ' , ' names no answer; give some with commas between"),
         (["--choices", "a", "--fill", "[MASK:1]"], "--choices and --fill were both given"),
+        (["--choices", "a", "--max-new-tokens", "8"], "max_new_tokens=8 has no meaning with choices"),
         (["--watch", "--json"], "--watch and --json were both given"),
         (["--gif", "a.png"], "a.png does not end in .gif"),
         (["--html", "a.txt"], "a.txt does not end in .html or .htm"),

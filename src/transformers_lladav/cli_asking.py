@@ -245,7 +245,7 @@ def chat(
                 with _live_draft(enabled=out.is_terminal) as show:
                     answer = talk.send(line, show)
                 out.print(answer.text or "(no answer)", markup=False, highlight=False, style="bold")
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             err.print(Text.assemble(("Error: ", "bold red"), str(error)))
 
 
