@@ -114,7 +114,7 @@ def _choices(site: Site, queues: Queues) -> list[Any]:
         ),
         gradio.Slider(
             0, 1, PACE, step=0.05, label="Pace (seconds per step)", elem_id="pace",
-            info="Shows every step for so long; 0: as fast as they come. The time that is told is the model's.",
+            info="Shows every step for so long; 0: as fast as they come. The time that is told is without it.",
         ),
     ]  # fmt: skip
 
