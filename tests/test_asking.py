@@ -1,3 +1,5 @@
+"""A question about a picture, from Python: answered, watched, rated, filled in, by choices, and with any adapter."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""A benchmark from settings to its document, and the rows people see."""
+"""A benchmark says what was measured on what, and its rows compare arms without giving times of a CPU."""
 
 import json
 

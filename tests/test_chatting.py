@@ -1,3 +1,5 @@
+"""A conversation: what was said is kept as it was said, taken back, saved to be read again, and survives mistakes."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""`lladav`: every command says what it takes, does it, and ends bad input with one line and exit code 2."""
+
 import io
 import json
 import subprocess
@@ -55,7 +57,7 @@ def test_help_names_what_there_is(arguments, words):
     assert all(word in run.stdout for word in words)
 
 
-SEVERAL_PROCESSES = [["train"], ["eval"]]  # commands that torchrun starts, with those below them
+SEVERAL_PROCESSES = [["train"], ["eval"], ["batch"]]  # commands that torchrun starts, with those below them
 
 
 def options_of(command):
@@ -72,7 +74,7 @@ def test_torchrun_passes_every_option_on(path):
     for name in path:
         command = command.commands[name]
     options = sorted(name for name in options_of(command) if name.startswith("-"))
-    assert {"train": "--all-stages", "eval": "--blind"}[path[-1]] in options
+    assert {"train": "--all-stages", "eval": "--blind", "batch": "--skip-bad"}[path[-1]] in options
     for option in options:
         rest = [*path, option, "value"]
         assert get_args_parser().parse_args(["-m", "transformers_lladav", *rest]).training_script_args == rest

@@ -1,3 +1,5 @@
+"""`lladav eval`: every option reaches the run, and tables, JSON and sheet show what it found."""
+
 import json
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`lladav serve`: the command as it is started, its options, and what it says when it cannot start."""
+"""`lladav serve` and `lladav web`: every option arrives, they end in good order, and say why they cannot start."""
 
 import inspect
 import os

@@ -1,3 +1,5 @@
+"""Tasks: what records and the suite ask and accept, and that bad records are named before anything is asked."""
+
 import json
 
 import pytest

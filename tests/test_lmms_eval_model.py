@@ -1,4 +1,4 @@
-"""LLaDA-V under lmms-eval itself, on tasks that need no network."""
+"""Under lmms-eval itself answers and scores are those of the model alone, in any batch, on tasks of our own."""
 
 import importlib
 import ssl

@@ -1,4 +1,4 @@
-"""The server, spoken to by OpenAI's own client, by many at once, and by clients that misbehave."""
+"""The server: OpenAI's own client gets the model's answers, also many at once, and what misbehaves harms nobody."""
 
 import asyncio
 import base64

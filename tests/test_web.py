@@ -1,4 +1,4 @@
-"""The page in a browser: Debian's Chromium, driven by Playwright."""
+"""The page in a real browser: it answers, says in words what is wrong, runs nothing typed, and can be read."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Conversations of the page, without a browser."""
+"""Conversations of the page: answers are those of the model, and whatever goes wrong is told and changes nothing."""
 
 import re
 import time
