@@ -17,7 +17,7 @@ import uvicorn
 
 from transformers_lladav import asking
 from transformers_lladav.answer_queue import AnswerQueue
-from transformers_lladav.chat_requests import ChatRequest, Limits, Settings
+from transformers_lladav.chat_requests import ChatRequest, Limits, read_settings
 from transformers_lladav.eval_asking import Asking
 from transformers_lladav.server import Serving, _before_stops, _Events, _Reply, create_app
 from transformers_lladav.shape_scenes import make_scene, render_scene
@@ -250,9 +250,10 @@ def test_what_could_become_a_stop_is_held_back(text, stops, kept):
     assert _before_stops(text, stops) == kept
 
 
-def test_a_stop_is_seen_where_the_answer_begins_with_it(assistant):
-    asked = ChatRequest(model="tiny", messages=chat(QUESTION), stop="\n", stream=True)
-    reply = _Reply(assistant, asked, Settings({"stop_strings": ["\n"]}, None, 48), "tiny")
+@pytest.mark.parametrize("fields", [{"stop": "\n"}, {"preset": "chartqa"}], ids=["of the request", "of the preset"])
+def test_a_stop_is_seen_where_the_answer_begins_with_it(assistant, fields):
+    asked = ChatRequest(model="tiny", messages=chat(QUESTION), stream=True, **fields)
+    reply = _Reply(assistant, asked, read_settings(asked, assistant, Asking(), Limits()), "tiny")
     states = (TokenState.COMMITTED, TokenState.COMMITTED, TokenState.MASKED)
     pieces = tuple(Piece(text, state) for text, state in zip(("\n", "a", " ░░"), states, strict=True))
     assert reply.draft(Draft(0, pieces, False)) is None

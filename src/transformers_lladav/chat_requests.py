@@ -165,11 +165,13 @@ class Settings:
         generation: arguments of `generate`.
         preset: settings by name.
         max_tokens: the answer is cut to so many tokens; the canvas is a multiple of the block and may be longer.
+        stops: texts that end the answer, whoever named them: the request, the server, a preset or the checkpoint.
     """
 
     generation: dict[str, Any]
     preset: str | None
     max_tokens: int
+    stops: tuple[str, ...] = ()
 
 
 def read_settings(request: ChatRequest, assistant: Assistant, defaults: Asking, limits: Limits) -> Settings:
@@ -256,7 +258,8 @@ def _fitted(
             f"an answer of {canvas} tokens is longer than the {limits.tokens} that are allowed; lower max_tokens",
             "max_tokens",
         )
-    return Settings(generation, preset, wanted or canvas)
+    stops = resolved.get("stop_strings") or ()
+    return Settings(generation, preset, wanted or canvas, (stops,) if isinstance(stops, str) else tuple(stops))
 
 
 def read_messages(request: ChatRequest, limits: Limits, tile: int) -> Callable[[], list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -215,7 +215,6 @@ class _Reply:
 
     def __init__(self, assistant: Assistant, asked: ChatRequest, settings: Settings, model: str) -> None:
         self.tokenizer, self.asked, self.settings, self.model = assistant.tokenizer, asked, settings, model
-        self.stops = settings.generation.get("stop_strings") or []
         self.id, self.created, self.sent = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), ""
 
     def _frame(self, kind: str) -> dict[str, Any]:
@@ -240,7 +239,7 @@ class _Reply:
         masked = next((i for i, piece in enumerate(pieces) if piece.state == TokenState.MASKED), len(pieces))
         # Stops before spaces: an answer may begin with a stop that begins with one.
         known = "".join(piece.text for piece in pieces[:masked]).rstrip(INCOMPLETE)
-        known = _before_stops(known, self.stops).strip()
+        known = _before_stops(known, self.settings.stops).strip()
         new = known[len(self.sent) :]
         shown = {"draft": "".join(piece.text for piece in pieces)} if self.asked.include_drafts else {}
         if not new and not shown:
@@ -279,7 +278,7 @@ def _figures(completion: Completion) -> dict[str, Any]:
     }
 
 
-def _before_stops(text: str, stops: list[str]) -> str:
+def _before_stops(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string, and before an end that could become one."""
     for stop in stops:
         text = text.partition(stop)[0]
