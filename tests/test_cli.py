@@ -130,6 +130,15 @@ def test_watch_prints_every_step_where_there_is_no_terminal(here, picture):
     assert "░░" in drafts[0]
 
 
+def test_an_answer_cannot_command_the_terminal(here, picture, monkeypatch):
+    said = asking.Answer("\x1b[2J\x9bred\u202e", 1, 2, 1.0, True, "stop")
+    monkeypatch.setattr(asking, "ask", lambda *_, **__: said)
+    assert here("ask", picture, "What?").stdout.splitlines()[0] == "[2Jred"
+    assert json.loads(here("ask", picture, "What?", "--json").stdout)["text"] == said.text
+    monkeypatch.setattr("transformers_lladav.chatting.answer", lambda *_, **__: said)
+    assert here("chat", picture, typed="What?").stdout == "[2Jred\n"
+
+
 def test_gif_and_page_are_saved(here, picture, tmp_path):
     files = tmp_path / "new" / "a.gif", tmp_path / "a.html"
     run = here("ask", picture, "Describe the picture.", "--threshold", 0.9, "--gif", files[0], "--html", files[1])

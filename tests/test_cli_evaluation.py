@@ -160,6 +160,14 @@ def test_json_and_sheet(run, tmp_path):
     assert gap < one.width
 
 
+def test_kinds_cannot_command_the_terminal(run, tmp_path):
+    path = write_colours(tmp_path)
+    path.write_text(path.read_text().replace('"trivial"', '"\\u001b[2Jkind"'))
+    told = run("-t", path, "-o", tmp_path / "out", "--limit", 2, "--max-new-tokens", 8, "--device", "cpu").stdout
+    assert "\x1b" not in told
+    assert "\\x1b[2Jkind" in told
+
+
 def test_warnings_are_a_line_each(run, monkeypatch):
     def warn(settings, bars):
         warnings.warn("the base has other weights", stacklevel=2)

@@ -202,6 +202,7 @@ MAY_IMPORT = {
         "eval_results",
         "eval_run",
         "eval_tasks",
+        "record_files",
     },
     "tiny_model": SHIPPED | {"suite"},
     "train_tower": {

@@ -204,6 +204,7 @@ def _print_outcome(outcome: Any, output: Path, sheet: int | None, as_json: bool)
 def _print_table(task: str, rows: list[Any]) -> None:
     """One task's results; the metric stands in the title where there is only one."""
     from .eval_results import shown_columns
+    from .record_files import printable
 
     metrics = {row.metric for row in rows}
     title = f"{task}: {metrics.pop()}" if len(metrics) == 1 else task
@@ -214,5 +215,5 @@ def _print_table(task: str, rows: list[Any]) -> None:
         header = column.replace("wrong ", "wrong\n").replace("per ", "per\n")
         table.add_column(header, justify="left" if column in ("kind", "metric") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(row.cells[column]) for column in shown))
+        table.add_row(*(Text(printable(row.cells[column])) for column in shown))
     out.print(table)
