@@ -28,7 +28,7 @@ from .prompt_view import PromptViewer
 from .record_files import FOLDER_FILES, PICTURE_SUFFIXES, Raw, RecordError, load_records
 from .records import DEFAULT_QUESTION, Example
 from .run_records import differences, read_record
-from .sources import is_hub_id
+from .sources import check_source
 
 Progress = Callable[[int, int], None]
 SETTINGS = "settings.json"
@@ -117,9 +117,8 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
 def _run(settings: BatchSettings, on_progress: Progress | None) -> BatchOutcome | None:
     """The same, which may leave parts beside an output that is there."""
     _check_output(settings)
-    for source in filter(None, (settings.model, settings.adapter)):
-        if not Path(source).is_dir() and not is_hub_id(source):
-            raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    for source in (settings.model, settings.adapter):
+        check_source(source)
     processes = Processes()
     records = load_records(settings.source)
     device = processes.device(settings.device)

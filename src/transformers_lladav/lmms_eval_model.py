@@ -27,7 +27,7 @@ from .presets_lladav import find_preset
 from .processes import Processes
 from .prompt_view import PromptViewer
 from .record_files import PICTURE_SUFFIXES, RecordError
-from .sources import is_hub_id
+from .sources import check_source
 
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
@@ -140,9 +140,8 @@ class LladaV(lmms):
         processes = Processes()
         self._rank, self._world_size = processes.rank, processes.count
         place = processes.device(device or "auto")
-        for source in filter(None, (pretrained, adapter)):
-            if not Path(source).is_dir() and not is_hub_id(source):
-                raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+        for source in (pretrained, adapter):
+            check_source(source)
         self._assistant: asking.Assistant | None = asking.load(
             pretrained, place, trust_remote_code, adapter, quantization, _known_dtype(dtype)
         )

@@ -20,7 +20,7 @@ from .files import new_folder, write_text
 from .lmms_eval_model import find_tasks
 from .lmms_eval_settings import LENGTHS, TaskSettings, settings_of_task
 from .run_records import differences
-from .sources import is_hub_id
+from .sources import check_source
 
 RESULT = "result.json"
 TABLES = ("table.json", "table.md")
@@ -191,8 +191,7 @@ def plan(table: PaperTable) -> list[Row]:
         FileNotFoundError: if there is no such model.
         ValueError: if a result is there that was made with other settings, or the model cannot be named to lmms-eval.
     """
-    if not Path(table.model).is_dir() and not is_hub_id(table.model):
-        raise FileNotFoundError(f"{table.model} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    check_source(table.model)
     if "," in table.model or "=" in table.model:
         raise ValueError(f"--model {table.model} holds a comma or an equals sign, which lmms-eval parts arguments at")
     names = [task for benchmark in table.benchmarks for task in benchmark.tasks]
