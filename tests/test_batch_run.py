@@ -202,6 +202,18 @@ def test_a_record_with_a_column_of_that_name_is_bad_and_what_stood_there_is_no_a
     assert ("prediction" in bad, "error" in good, bad["id"]) == (False, False, 0)
 
 
+def test_half_a_character_in_a_record_comes_back_as_it_was(settings, data, tmp_path):
+    first, second, *_ = data.read_text().splitlines()
+    path = tmp_path / "halves.jsonl"
+    path.write_text(f'{first[:-1]}, "note": "\\ud83d é"}}\n{second.replace("Describe", chr(92) + "ud83d Describe")}\n')
+    options = {"read": ReadOptions(image_folder=data.parent), "skip_bad": True}
+    assert run_batch(replace(settings, source=path, **options)) == BatchOutcome(2, 1, 0)
+    good, bad = read(settings.output)
+    assert good["note"] == "\ud83d é"
+    assert bad["question"].startswith("\ud83d Describe")
+    assert "half of a character" in bad["error"]
+
+
 def test_an_output_that_is_there_is_not_touched(settings):
     settings.output.write_text("mine")
     with pytest.raises(FileExistsError, match=r"out\.jsonl is there already; choose another output or remove it"):

@@ -296,6 +296,13 @@ def _read_part(part: Path, count: int) -> tuple[bytes, list[dict[str, Any]]]:
     return content, found
 
 
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of the output; half a character, which no file in UTF-8 can hold, stays the escape it was."""
+    line = json.dumps(record, ensure_ascii=False, default=str)
+    is_whole = line.encode(errors="replace").decode() == line
+    return (line if is_whole else json.dumps(record, default=str)) + "\n"
+
+
 class _Answerer:
     """Answers windows.
 
@@ -336,7 +343,7 @@ class _Answerer:
             record = raw.value if isinstance(raw.value, dict) else {"source": raw.source}
             # Nothing but an answer stands where answers stand; what was there before is told in the error.
             kept = {name: value for name, value in record.items() if name != self.settings.column}
-            yield json.dumps({**kept, **told[number]}, ensure_ascii=False, default=str) + "\n"
+            yield _line({**kept, **told[number]})
 
     def _prompt(self, raw: Raw) -> tuple[Example, int]:
         question = self.settings.read.question or DEFAULT_QUESTION
