@@ -1,19 +1,15 @@
 """The command that runs the paper's benchmarks: `lladav paper-table`."""
 
 import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import DeviceOption, out
+from .cli_console import DeviceOption, OutputOption, out
 
 CheckpointOption = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="Folder or Hub id of LLaDA-V.")]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results; the same command goes on there.")
-]
 TasksOption = Annotated[
     list[str], typer.Option("--tasks", "-t", metavar="NAME", help="A benchmark of the paper; repeatable. All of them.")
 ]
