@@ -149,9 +149,12 @@ def test_a_picture_that_cannot_be_read_is_refused_before_anything_else():
         asking.read_picture("gone.png")
 
 
-def test_other_models_are_refused(tmp_path):
+def test_what_is_no_checkpoint_of_ours_is_refused_before_its_weights_are_looked_for(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         asking.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds a 'bert' model; give a LLaDA-V checkpoint"):
+        asking.load(tmp_path)
 
 
 @pytest.fixture(scope="module")

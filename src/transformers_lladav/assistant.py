@@ -146,17 +146,17 @@ def load(
         model = load_with_adapter(adapter, name=name, **loading, **options)
         return Assistant(_placed(model, device), load_processor(adapter, **options), adapter)
     source = str(checkpoint or BUNDLED_CHECKPOINT)
-    if quantization is not None:
-        _check_plain(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
+    _check_config(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
     model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=trust_remote_code, **loading)
-    if model.config.model_type != "lladav":
-        raise ValueError(f"{source} holds a {model.config.model_type!r} model; give a LLaDA-V checkpoint")
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     return Assistant(_placed(model, device).eval(), processor)
 
 
-def _check_plain(config: Any, source: str, quantization: str) -> None:
-    if getattr(config, "quantization_config", None) is not None:
+def _check_config(config: Any, source: str, quantization: str | None) -> None:
+    """Refuse what cannot answer before its weights, which may be many, are looked for."""
+    if config.model_type != "lladav":
+        raise ValueError(f"{source} holds a {config.model_type!r} model; give a LLaDA-V checkpoint")
+    if quantization is not None and getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"quantization={quantization!r}, but the weights of {source} are quantised already; leave it out"
         )
