@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a drawing is stale")
+    only_check = parser.parse_args(arguments).check
     old = stale()
-    if parser.parse_args(arguments).check:
+    if only_check:
         return 1 if old else 0
     FOLDER.mkdir(exist_ok=True)
     for name in old:

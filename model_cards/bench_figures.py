@@ -25,7 +25,7 @@ def bench_table(document: dict[str, Any]) -> str:
         cells = [f"`{name}`", description, passes, whole, *([speed] if on_gpu else []), ratio]
         rows.append("| " + " | ".join(cells) + " |")
     where = machine["device"] if on_gpu else f"{machine['threads']} CPU threads"
-    load = "" if on_gpu else f", load {machine['load'][0]:.1f}"
+    load = "" if on_gpu or machine["load"] is None else f", load {machine['load'][0]:.1f}"
     rows.append(
         f"\n{sizes['layers']} layers of width {sizes['hidden']}, {sizes['prompt']:,} tokens of prompt and "
         f"{sizes['answer']} of answer; medians of {document['rounds']} rounds in turns on {where}{load}. "

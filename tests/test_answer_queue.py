@@ -5,6 +5,7 @@ import time
 import weakref
 
 import pytest
+import torch
 
 from test_adapters import load_base, save, train
 from transformers_lladav import asking
@@ -315,4 +316,20 @@ def test_adapters_are_switched_between_requests_and_never_mixed(tmp_path, pictur
     callers = [Caller(queue, ask(picture, QUESTIONS[1], adapter=wanted)) for wanted in adapters]
     gate.open()
     assert [text(own, caller.wait()) for caller in callers] == [plain, other, plain]
+    queue.close()
+
+
+def test_the_adapter_that_came_with_the_model_answers_those_who_name_none(assistant, tmp_path, picture):
+    torch.manual_seed(0)  # adapters begin with weights that are drawn
+    folders = [str(save(train(load_base(), seed, size=0.2), tmp_path / str(seed))) for seed in (3, 4)]
+    own, short = asking.load(adapter=folders[0], device="cpu"), {"max_new_tokens": 8}
+    expected = {None: asking.ask(own, picture, QUESTIONS[1], **short).text}
+    expected[folders[1]] = asking.ask(
+        asking.load(adapter=folders[1], device="cpu"), picture, QUESTIONS[1], **short
+    ).text
+    assert len({*expected.values(), asking.ask(assistant, picture, QUESTIONS[1], **short).text}) == 3
+    queue = AnswerQueue(own)
+    for wanted in (None, folders[1], None):
+        caller = Caller(queue, ask(picture, QUESTIONS[1], settings=short, adapter=wanted))
+        assert text(own, caller.wait()) == expected[wanted]
     queue.close()

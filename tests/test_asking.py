@@ -1,3 +1,5 @@
+"""A question about a picture, from Python: answered, watched, rated, filled in, by choices, and with any adapter."""
+
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,16 @@ def test_the_right_choice_is_made_and_rated_highest(assistant, scene):
     assert rated == asking.score(assistant, scene, "What colour is the star?", colours)
 
 
+def test_choices_decide_how_long_the_canvas_is(assistant, scene):
+    colours = ["red", "green"]
+    for name in ("max_new_tokens", "gen_length", "block_length"):
+        known = name.replace("gen_length", "max_new_tokens")
+        with pytest.raises(ValueError, match=rf"^{known}=8 has no meaning with choices, which decide it; leave one"):
+            asking.ask(assistant, scene, "What colour is the star?", choices=colours, **{name: 8})
+    chosen = asking.ask(assistant, scene, "What colour is the star?", choices=colours, preset="docvqa")
+    assert (chosen.text, chosen.denoising_steps) == ("red", 2)  # the word and the end, not the 16 steps of the preset
+
+
 def test_empty_choices_are_refused(assistant, scene):
     with pytest.raises(ValueError, match="choices is empty; give at least one answer"):
         asking.ask(assistant, scene, QUESTION, choices=[])
@@ -137,9 +149,12 @@ def test_a_picture_that_cannot_be_read_is_refused_before_anything_else():
         asking.read_picture("gone.png")
 
 
-def test_other_models_are_refused(tmp_path):
+def test_what_is_no_checkpoint_of_ours_is_refused_before_its_weights_are_looked_for(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         asking.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds a 'bert' model; give a LLaDA-V checkpoint"):
+        asking.load(tmp_path)
 
 
 @pytest.fixture(scope="module")

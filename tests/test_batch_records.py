@@ -1,4 +1,4 @@
-"""Records to answer: with or without answers of their own, in every format."""
+"""Records to answer: every format gives the question without its answer, and bad ones are named with their line."""
 
 import pytest
 from PIL import Image

@@ -192,6 +192,29 @@ def test_bad_records_are_told_where_they_are_skipped(settings, data, with_a_bad_
     assert [record["prediction"] for record in records] == good
 
 
+def test_a_record_with_a_column_of_that_name_is_bad_and_what_stood_there_is_no_answer(settings, data, tmp_path):
+    first, second, *_ = data.read_text().splitlines()
+    path = tmp_path / "again.jsonl"
+    path.write_text(f'{first[:-1]}, "prediction": "of another model"}}\n{second}\n')
+    options = {"read": ReadOptions(image_folder=data.parent), "skip_bad": True}
+    assert run_batch(replace(settings, source=path, **options)) == BatchOutcome(2, 1, 0)
+    bad, good = read(settings.output)
+    assert "the record has 'prediction' already ('of another model')" in bad["error"]
+    assert ("prediction" in bad, "error" in good, bad["id"]) == (False, False, 0)
+
+
+def test_half_a_character_in_a_record_comes_back_as_it_was(settings, data, tmp_path):
+    first, second, *_ = data.read_text().splitlines()
+    path = tmp_path / "halves.jsonl"
+    path.write_text(f'{first[:-1]}, "note": "\\ud83d é"}}\n{second.replace("Describe", chr(92) + "ud83d Describe")}\n')
+    options = {"read": ReadOptions(image_folder=data.parent), "skip_bad": True}
+    assert run_batch(replace(settings, source=path, **options)) == BatchOutcome(2, 1, 0)
+    good, bad = read(settings.output)
+    assert good["note"] == "\ud83d é"
+    assert bad["question"].startswith("\ud83d Describe")
+    assert "half of a character" in bad["error"]
+
+
 def test_an_output_that_is_there_is_not_touched(settings):
     settings.output.write_text("mine")
     with pytest.raises(FileExistsError, match=r"out\.jsonl is there already; choose another output or remove it"):
@@ -225,6 +248,35 @@ def test_records_that_changed_are_another_run(settings, data, monkeypatch, tmp_p
     copy.write_text(data.read_text().replace("Describe", "Explain"))
     with pytest.raises(ValueError, match=r"records\.digest was"):
         run_batch(mine)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "0.txt"])
+def test_records_of_a_folder_that_changed_are_another_run(settings, data, monkeypatch, tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "0.png").write_bytes((data.parent / "0.png").read_bytes())
+    text = "image,question,answer\n0.png,What is it?,x\n" if name == "metadata.csv" else "What is it?"
+    (folder / name).write_text(text)
+    mine = replace(settings, source=folder)
+    monkeypatch.setattr(predicting, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(mine)
+    (folder / name).write_text(text.replace("What", "Who"))
+    with pytest.raises(ValueError, match=r"records\.digest was"):
+        run_batch(mine)
+
+
+def test_a_run_whose_output_lies_beside_its_records_goes_on(data, monkeypatch, tmp_path):
+    for number in (0, 1):
+        (tmp_path / f"{number}.png").write_bytes((data.parent / f"{number}.png").read_bytes())
+        (tmp_path / f"{number}.txt").write_text("a star")
+    mine = BatchSettings(tmp_path, tmp_path / "out.jsonl", how=replace(HOW, batch_size=1), device="cpu")
+    monkeypatch.setattr(batch_run, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(mine)
+    monkeypatch.undo()
+    monkeypatch.setattr(batch_run, "BATCHES_OF_A_WINDOW", 2)
+    assert run_batch(mine) == BatchOutcome(2, 0, 2)
 
 
 def test_one_run_at_a_time(settings, monkeypatch):

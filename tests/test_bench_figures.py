@@ -40,6 +40,12 @@ def test_on_a_cpu_the_table_has_ratios_and_no_times():
     assert "464 tokens of prompt and 16 of answer; medians of 5 rounds in turns on 2 CPU threads, load 2.0." in note
 
 
+def test_a_load_that_was_not_told_is_left_out():
+    document = made_up()
+    document["machine"]["load"] = None
+    assert "in turns on 2 CPU threads. " in bench_figures.bench_table(document)
+
+
 def test_on_a_gpu_it_has_speeds_as_well():
     head, _, first, second, _, note = bench_figures.bench_table(made_up("NVIDIA H200")).splitlines()
     assert head.count("|") == first.count("|") == 7

@@ -1,4 +1,4 @@
-"""A benchmark from settings to its document, and the rows people see."""
+"""A benchmark says what was measured on what, and its rows compare arms without giving times of a CPU."""
 
 import json
 
@@ -36,6 +36,12 @@ def test_the_document_says_what_was_measured_on_what(quiet, tmp_path):
     path = tmp_path / "new" / "bench.json"
     write_document(document, path)
     assert json.loads(path.read_text()) == document
+
+
+def test_a_system_that_does_not_tell_its_load_is_measured_as_well(quiet, monkeypatch):
+    monkeypatch.delattr(bench_run.os, "getloadavg")
+    document = run_bench(BenchSettings(arms=("fast",), rounds=1, device="cpu"), quiet)
+    assert document["machine"]["load"] is None
 
 
 def test_growth_is_of_the_arms_that_grow(monkeypatch):

@@ -130,6 +130,7 @@ def test_fields_that_ask_for_nothing_are_fine(assistant):
         ({"max_denoising_steps": 5}, None, "max_denoising_steps=5"),
         ({"top_p": 0.5}, None, "needs temperature > 0"),
         ({"stop": [""]}, None, "stop_strings"),
+        ({"stop": ["x"] * 17}, "stop", "17 texts that end an answer are more than the 16 that are allowed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_with_the_reason(assistant, fields, param, words):
@@ -165,6 +166,9 @@ def test_the_site_names_every_setting_that_a_request_may_carry():
     assert told == set(SETTINGS)
     fields = page.partition("| field |")[2].partition("Settings of the loop")[0]
     assert set(ChatRequest.model_fields) - {"model"} <= set(re.findall(r"`(\w+)`", fields))
+    limits = Limits()
+    assert f"texts that end the answer, {limits.stops} at most" in fields
+    assert f"A chat has {limits.messages:,} messages at most." in page
 
 
 # Messages and pictures
@@ -229,13 +233,15 @@ def test_low_detail_is_one_tile():
         (lambda: showing(text="x" * 201), 413, "the texts have 201 characters, more than the 200"),
         (lambda: showing(data_url(file_of(noise(4, 4))), text="  "), 400, "the last message has no text"),
         (lambda: request(messages=[{"role": "assistant", "content": "x"}]), 400, "the last message is from the 'a"),
+        (lambda: request(messages=[{"role": "user", "content": "x"}] * 8), 413, "8 messages are more than the 7"),
+        (lambda: request(stop=["x" * 150, "y" * 46]), 413, "the texts have 201 characters, more than the 200"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_refused_before_decoding(asked, status, words, monkeypatch):
     def decoded(*_):
         raise AssertionError("a picture was decoded")
 
-    limits = Limits(pictures=3, picture_bytes=100_000, pixels=5_000_000, characters=200)
+    limits = Limits(messages=7, pictures=3, picture_bytes=100_000, pixels=5_000_000, characters=200)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     with pytest.raises(RequestError) as refused:
         read_messages(asked(), limits, TILE)

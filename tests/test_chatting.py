@@ -1,4 +1,7 @@
+"""A conversation: what was said is kept as it was said, taken back, saved to be read again, and survives mistakes."""
+
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -105,6 +108,31 @@ def test_a_saved_conversation_can_be_loaded_and_read(chat, files, tmp_path):
     assert f"![]({files[1]})" in text
     with pytest.raises(ValueError, match=r"talk.txt ends in '.txt'; give a file that ends in .json or .md"):
         chat.save(tmp_path / "talk.txt")
+
+
+def test_pictures_whose_names_hold_spaces_are_shown(chat, files, tmp_path):
+    picture = tmp_path / "my photo (1).png"
+    picture.write_bytes(Path(files[0]).read_bytes())
+    chat.add_picture(picture)
+    chat.send("How many shapes are there?")
+    chat.save(tmp_path / "talk.md")
+    text = (tmp_path / "talk.md").read_text()
+    assert (f"![]({files[0]})" in text, f"![](<{picture}>)" in text) == (True, True)
+
+
+def test_the_tag_of_a_preset_goes_after_the_question_and_is_not_kept(chat, assistant, files, monkeypatch):
+    asked = []
+    template = chat.assistant.processor.apply_chat_template
+    monkeypatch.setattr(
+        chat.assistant.processor,
+        "apply_chat_template",
+        lambda chats, **kw: asked.append(chats[0][-1]["content"][-1]["text"]) or template(chats, **kw),
+    )
+    chat.settings = {"preset": "mmmu"}
+    answer = chat.send("Which letter?")
+    assert asked == ["Which letter? /no_think"]
+    assert answer == asking.ask(assistant, files[0], "Which letter?", preset="mmmu")
+    assert words(chat)[0] == ("user", "Which letter?")
 
 
 def test_commands(chat, files, tmp_path):

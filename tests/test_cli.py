@@ -1,4 +1,4 @@
-"""Commands print, save and return what they promise, and what users can put right is one line and exit code 2."""
+"""`lladav`: every command says what it takes, does it, and ends bad input with one line and exit code 2."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def test_help_names_what_there_is(arguments, words):
     assert all(word in run.stdout for word in words)
 
 
-SEVERAL_PROCESSES = [["train"], ["eval"]]  # commands that torchrun starts, with those below them
+SEVERAL_PROCESSES = [["train"], ["eval"], ["batch"]]  # commands that torchrun starts, with those below them
 
 
 def options_of(command):
@@ -68,7 +68,7 @@ def test_torchrun_passes_every_option_on(path):
     for name in path:
         command = command.commands[name]
     options = sorted(name for name in options_of(command) if name.startswith("-"))
-    assert {"train": "--all-stages", "eval": "--blind"}[path[-1]] in options
+    assert {"train": "--all-stages", "eval": "--blind", "batch": "--skip-bad"}[path[-1]] in options
     for option in options:
         rest = [*path, option, "value"]
         assert get_args_parser().parse_args(["-m", "transformers_lladav", *rest]).training_script_args == rest
@@ -122,6 +122,15 @@ def test_watch_prints_every_step_where_there_is_no_terminal(here, picture):
     assert len(drafts) == int(figures.split()[0])
     assert drafts[-1] == last in NUMBER_WORDS
     assert "░░" in drafts[0]
+
+
+def test_an_answer_cannot_command_the_terminal(here, picture, monkeypatch):
+    said = asking.Answer("\x1b[2J\x9bred\u202e", 1, 2, 1.0, True, "stop")
+    monkeypatch.setattr(asking, "ask", lambda *_, **__: said)
+    assert here("ask", picture, "What?").stdout.splitlines()[0] == "[2Jred"
+    assert json.loads(here("ask", picture, "What?", "--json").stdout)["text"] == said.text
+    monkeypatch.setattr("transformers_lladav.chatting.answer", lambda *_, **__: said)
+    assert here("chat", picture, typed="What?").stdout == "[2Jred\n"
 
 
 def test_gif_and_page_are_saved(here, picture, tmp_path):
@@ -183,8 +192,19 @@ def test_chat_answers_line_by_line_and_survives_mistakes(here, picture, tmp_path
     assert here("chat", picture, typed="How many shapes are there?").stdout.strip() in NUMBER_WORDS
 
 
+def test_a_chat_survives_what_is_not_installed(here, picture, monkeypatch):
+    def missing(*_):
+        raise ImportError("adapters need peft: pip install 'transformers_lladav[train]'")
+
+    monkeypatch.setattr("transformers_lladav.chatting.switch_adapter", missing)
+    run = here("chat", picture, typed="/adapter x\nHow many shapes are there?\n")
+    assert "adapters need peft" in run.stderr
+    assert run.stdout.strip() in NUMBER_WORDS
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
+    torch.manual_seed(0)  # adapters begin with weights that are drawn
     return save(train(load_base(), 3, size=0.2), tmp_path_factory.mktemp("runs") / "adapter")
 
 
@@ -233,6 +253,7 @@ def test_an_adapter_on_another_base_is_told_in_a_line(here, picture, adapter, tm
     [
         (["--choices", " , "], "--choices ' , ' names no answer; give some with commas between"),
         (["--choices", "a", "--fill", "[MASK:1]"], "--choices and --fill were both given"),
+        (["--choices", "a", "--max-new-tokens", "8"], "max_new_tokens=8 has no meaning with choices"),
         (["--watch", "--json"], "--watch and --json were both given"),
         (["--gif", "a.png"], "a.png does not end in .gif"),
         (["--html", "a.txt"], "a.txt does not end in .html or .htm"),

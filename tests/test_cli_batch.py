@@ -1,4 +1,4 @@
-"""`lladav batch`: what it prints and how it ends."""
+"""`lladav batch`: every option arrives, and it says what was done and could not be used."""
 
 import pytest
 import typer

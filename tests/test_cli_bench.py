@@ -1,4 +1,4 @@
-"""`lladav bench`: a table, a file, and errors in a line."""
+"""`lladav bench`: prints a table, writes the file it is told to, and says in a line what is wrong."""
 
 import json
 

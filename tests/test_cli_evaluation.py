@@ -1,3 +1,5 @@
+"""`lladav eval`: every option reaches the run, and tables, JSON and sheet show what it found."""
+
 import json
 import warnings
 from pathlib import Path
@@ -156,6 +158,14 @@ def test_json_and_sheet(run, tmp_path):
     gap = 3 * one.width - three.width  # both have a margin on either side
     assert one.width < three.width < 3 * one.width
     assert gap < one.width
+
+
+def test_kinds_cannot_command_the_terminal(run, tmp_path):
+    path = write_colours(tmp_path)
+    path.write_text(path.read_text().replace('"trivial"', '"\\u001b[2Jkind"'))
+    told = run("-t", path, "-o", tmp_path / "out", "--limit", 2, "--max-new-tokens", 8, "--device", "cpu").stdout
+    assert "\x1b" not in told
+    assert "\\x1b[2Jkind" in told
 
 
 def test_warnings_are_a_line_each(run, monkeypatch):

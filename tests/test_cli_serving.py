@@ -1,4 +1,4 @@
-"""`lladav serve`: the command as it is started, its options, and what it says when it cannot start."""
+"""`lladav serve` and `lladav web`: every option arrives, they end in good order, and say why they cannot start."""
 
 import inspect
 import os
@@ -103,6 +103,15 @@ def test_a_port_that_is_taken_costs_no_loading(command):
         assert loaded is None
 
 
+def test_an_address_that_is_not_of_this_machine_is_told_as_such(monkeypatch):
+    with pytest.raises(OSError, match=r"^192\.0\.2\.1:80 cannot be listened on: Cannot .*; choose another --host$"):
+        listen("192.0.2.1", 80)
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: (_ for _ in ()).throw(unknown))
+    with pytest.raises(OSError, match=r"^nowhere:80 .*: Name or service not known; choose another --host$"):
+        listen("nowhere", 80)
+
+
 def test_names_and_addresses(tmp_path):
     (tmp_path / "LLaDA-V-hf").mkdir()
     assert served_name(str(tmp_path / "LLaDA-V-hf"), None) == "LLaDA-V-hf"
@@ -127,7 +136,7 @@ def web_command(monkeypatch):
         local_url = "http://here/"
 
     class Loaded:
-        model = None
+        model = adapter = None
 
     monkeypatch.setattr(cli_serving, "load_assistant", lambda *options: loaded.append(options) or Loaded)
     monkeypatch.setattr(web_page, "launch", lambda *options: launched.append(options) or Page)

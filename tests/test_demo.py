@@ -1,3 +1,5 @@
+"""The demo: questions about a scene that training never shows, and a card that shows what is right and wrong."""
+
 from PIL import Image
 
 from transformers_lladav import asking, demo

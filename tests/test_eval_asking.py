@@ -1,3 +1,5 @@
+"""Questions put to a model: each once, in any batch as alone, about its own pictures and blind about others."""
+
 import json
 from types import SimpleNamespace
 

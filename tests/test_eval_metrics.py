@@ -1,3 +1,5 @@
+"""Metrics and intervals: scores that can be worked out by hand, and texts at the edge of right and wrong."""
+
 import math
 
 import pytest

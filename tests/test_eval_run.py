@@ -1,3 +1,5 @@
+"""Evaluations: killed or shared they end as if nothing had been, and other weights, data and settings are refused."""
+
 import json
 from dataclasses import replace
 from pathlib import Path

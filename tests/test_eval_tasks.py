@@ -1,3 +1,5 @@
+"""Tasks: what records and the suite ask and accept, and that bad records are named before anything is asked."""
+
 import json
 
 import pytest
@@ -151,6 +153,12 @@ def test_pictures_are_looked_at_before_anything_is_asked(opened, folder):
         survey(opened(ROW, {**ROW, "image": "broken.png"}))
 
 
+def test_a_list_in_a_table_that_is_nested_without_end_is_named_with_its_line(folder):
+    (folder / "t.csv").write_text(f"image,question,answer,choices\nred.png,Which?,red,{'[' * 100_000}\n")
+    with pytest.raises(RecordError, match=r"t\.csv:2: 'choices' is .*, not a list of texts"):
+        survey(open_tasks([str(folder / "t.csv")])[0])
+
+
 def test_limits_and_access_by_number(opened):
     rows = [{**ROW, "id": number} for number in range(5)]
     questions = opened(*rows, limit=3).questions
@@ -239,8 +247,14 @@ def test_a_moved_folder_is_the_same_and_another_picture_in_the_place_of_one_is_n
     assert survey(opened({**ROW, "image": "elsewhere/red.png"})).digest != before.digest
 
 
+def test_a_file_may_be_called_anything(opened, folder):
+    (folder / "red.png").rename(folder / "r|ed.png")
+    found = survey(opened({**ROW, "image": "r|ed.png"}))
+    assert found.entries[0].layout == ("image",)
+
+
 def entry(kind, shows, layout=("image",)):
-    return Entry(kind, "exact_match", ((8, 8),) * len(layout), layout, shows)
+    return Entry(kind, "exact_match", ((8, 8),) * len(layout), layout, tuple(shows.split()))
 
 
 def test_the_other_pictures_are_those_of_the_next_of_the_kind_that_shows_something_else():

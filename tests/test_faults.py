@@ -1,4 +1,7 @@
-"""Faults at writing steps: a few here, all of them by `pytest -m slow`; see tests/faults/run.py for the rule."""
+"""Commands killed, torn or out of room at a writing step leave the whole result or none, and end well when repeated.
+
+A few faults are tried here, all of them by `pytest -m slow`; see tests/faults/run.py for the rule.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Every fuzz target with a small budget; `python tests/fuzz/run.py` has large ones."""
+"""Hostile input of every kind is taken or refused with a reason, and nothing hangs.
+
+Each target of `tests/fuzz/` runs with a small budget here; `python tests/fuzz/run.py` has large ones.
+"""
 
 from collections import Counter
 

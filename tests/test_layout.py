@@ -161,7 +161,7 @@ MAY_IMPORT = {
     },
     "answering_memory": {"configuration_lladav", "modeling_lladav", "quantization"},
     "eval_metrics": set(),
-    "eval_tasks": {"eval_metrics", "media", "record_files", "records", "splits", "suite"},
+    "eval_tasks": {"eval_metrics", "media", "record_files", "records", "splits", "strict_json", "suite"},
     "eval_survey": {"eval_tasks", "media", "record_files"},
     "eval_asking": {
         "eval_metrics",
@@ -203,6 +203,7 @@ MAY_IMPORT = {
         "eval_results",
         "eval_run",
         "eval_tasks",
+        "record_files",
     },
     "tiny_model": SHIPPED | {"suite"},
     "train_tower": {
@@ -253,6 +254,7 @@ MAY_IMPORT = {
         "assistant",
         "constraints_lladav",
         "denoising_lladav",
+        "generation_configuration_lladav",
         "image_processing_lladav",
         "presets_lladav",
         "recording",
@@ -319,7 +321,7 @@ MAY_IMPORT = {
     },
     "cli_batch": {"batch_run", "cli_asking", "cli_console", "cli_evaluation", "eval_asking", "eval_tasks"},
     # What is known of lmms-eval's tasks stands apart from the module that imports lmms-eval.
-    "lmms_eval_settings": {"generation_configuration_lladav", "presets_lladav"},
+    "lmms_eval_settings": {"eval_asking", "generation_configuration_lladav", "presets_lladav"},
     "lmms_eval_plugin": set(),
     "lmms_eval_model": {
         "asking",

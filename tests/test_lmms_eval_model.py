@@ -1,4 +1,4 @@
-"""LLaDA-V under lmms-eval itself, on tasks that need no network."""
+"""Under lmms-eval itself answers and scores are those of the model alone, in any batch, on tasks of our own."""
 
 import importlib
 import ssl
@@ -159,6 +159,7 @@ def test_likelihoods_choose_the_answer_that_score_chooses(scenes, assistant):
             r"take 'max_new_token'; did you mean 'max_new_tokens'\?$",
         ),
         ({"pretrain": "x"}, r"^model_args: generate\(\) does not take 'pretrain'; did you mean 'pretrained'\?$"),
+        ({"retur": 1}, r"^model_args: generate\(\) does not take 'retur'$"),
         ({"num_beams": 2}, r"^model_args: generate\(\) does not take 'num_beams': a denoising loop has no beams$"),
         ({"batch_size": "auto"}, "^batch_size='auto': a batch size is not searched for; give a whole number"),
         ({"max_batch_size": 8}, "^max_batch_size=8: a batch size is not searched for"),

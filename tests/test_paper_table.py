@@ -113,6 +113,25 @@ def test_a_benchmark_that_fails_is_named_and_leaves_its_log(scenes, tmp_path, mo
     assert f"| not run: {row.problem} |" in text
 
 
+@pytest.mark.parametrize("results", [{"scenes": {"right,none": "N/A"}}, {}], ids=["no number", "no task"])
+def test_a_benchmark_without_a_score_does_not_stop_the_others(scenes, tmp_path, monkeypatch, results):
+    folder, _, _ = scenes
+    second = replace(LOCAL, name="second")
+    whole = {"results": {"scenes": {"right,none": 0.5}}, "n-samples": {"scenes": {"effective": 2}}}
+
+    def write(self, benchmark, out):
+        document = whole if benchmark.name == "second" else {**whole, "results": results}
+        code = "import pathlib, sys; pathlib.Path(sys.argv[1], 'x_results.json').write_text(sys.argv[2])"
+        return [sys.executable, "-c", code, str(out), json.dumps(document)]
+
+    monkeypatch.setattr(PaperTable, "command", write)
+    rows = run(PaperTable(str(BUNDLED_CHECKPOINT), tmp_path, (LOCAL, second), include_path=folder), [].append)
+    assert rows[0].problem.startswith("the results of scenes have no 'right' that is a number, but ")
+    assert rows[0].problem.endswith(f"; see {tmp_path / 'scenes.log'}")
+    assert rows[1].measured == 50
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["second"]
+
+
 def test_what_cannot_run_is_said_beforehand(scenes, tmp_path, monkeypatch):
     folder, _, _ = scenes
     monkeypatch.delenv("KEY_OF_A_JUDGE", raising=False)
@@ -139,5 +158,6 @@ def test_a_score_is_the_mean_over_all_questions():
     score, questions = read_score(both, document)
     assert (score, questions) == (pytest.approx(100 * (5 + 6) / 40), 40)
     assert read_score(replace(both, share=False), document)[0] == pytest.approx(11 / 40)
-    with pytest.raises(ValueError, match=r"^the results of one have no 'wrong', but right,none, right_stderr,none$"):
+    told = r"^the results of one have no 'wrong' that is a number, but right,none=0\.5, right_stderr,none=9\.0$"
+    with pytest.raises(ValueError, match=told):
         read_score(replace(both, metric="wrong"), document)

@@ -75,6 +75,12 @@ def test_rows_without_a_picture(predictor, scenes, expected):
     assert len(predictor({"question": ["What colour is the star?"]})["prediction"]) == 1
 
 
+def test_rows_without_a_question_are_asked_the_one_for_all(scenes, expected):
+    one_for_all = LladaVPredictor(**SETTINGS, ask=QUESTION)
+    found = one_for_all({"image": scenes[:3], "question": np.array([None, float("nan"), QUESTION], dtype=object)})
+    assert found["prediction"].tolist() == expected[:3]
+
+
 def test_sampling_depends_on_the_row_alone(scenes):
     sampling = LladaVPredictor(**SETTINGS, temperature=2.0, seed=1, ask="Describe the picture.", batch_size=3)
     together = sampling({"image": scenes})["prediction"].tolist()
@@ -89,6 +95,8 @@ def test_sampling_depends_on_the_row_alone(scenes):
         ({"image": [], "prediction": []}, "the rows have a column 'prediction' already; pass prediction=another name"),
         ({"photo": [1]}, "neither a column 'image' nor 'question', but photo; pass image= or question="),
         ({"image": ["a.png"]}, "row 0: the picture 'a.png' is a path; pass image_folder="),
+        ({"image": [{"path": "a.png"}]}, "row 0: the picture 'a.png' is a path; pass image_folder="),
+        ({"question": ["What?", " "]}, "row 1: the question is empty"),
         ({"image": [b"half a picture"]}, "row 0: "),
         ({"image": [np.zeros((0, 4, 3), np.uint8)]}, "row 0: "),
     ],

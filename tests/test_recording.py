@@ -1,3 +1,5 @@
+"""Recordings: a GIF and a page show every step as it was, load nothing, and take hostile text as text."""
+
 import base64
 import hashlib
 import io

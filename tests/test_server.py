@@ -1,4 +1,4 @@
-"""The server, spoken to by OpenAI's own client, by many at once, and by clients that misbehave."""
+"""The server: OpenAI's own client gets the model's answers, also many at once, and what misbehaves harms nobody."""
 
 import asyncio
 import base64
@@ -17,10 +17,11 @@ import uvicorn
 
 from transformers_lladav import asking
 from transformers_lladav.answer_queue import AnswerQueue
-from transformers_lladav.chat_requests import Limits
+from transformers_lladav.chat_requests import ChatRequest, Limits, read_settings
 from transformers_lladav.eval_asking import Asking
-from transformers_lladav.server import Serving, _before_stops, _Events, create_app
+from transformers_lladav.server import Serving, _before_stops, _Events, _Reply, create_app
 from transformers_lladav.shape_scenes import make_scene, render_scene
+from transformers_lladav.streaming import Draft, Piece, TokenState
 
 QUESTION, CAPTION = "How many shapes are there?", "Describe the picture."
 
@@ -249,6 +250,15 @@ def test_what_could_become_a_stop_is_held_back(text, stops, kept):
     assert _before_stops(text, stops) == kept
 
 
+@pytest.mark.parametrize("fields", [{"stop": "\n"}, {"preset": "chartqa"}], ids=["of the request", "of the preset"])
+def test_a_stop_is_seen_where_the_answer_begins_with_it(assistant, fields):
+    asked = ChatRequest(model="tiny", messages=chat(QUESTION), stream=True, **fields)
+    reply = _Reply(assistant, asked, read_settings(asked, assistant, Asking(), Limits()), "tiny")
+    states = (TokenState.COMMITTED, TokenState.COMMITTED, TokenState.MASKED)
+    pieces = tuple(Piece(text, state) for text, state in zip(("\n", "a", " ░░"), states, strict=True))
+    assert reply.draft(Draft(0, pieces, False)) is None
+
+
 # Bad requests
 
 
@@ -339,6 +349,14 @@ def test_a_key_a_name_and_a_size_are_asked_for(assistant):
         chunked = b"".join(b"%x\r\n%s\r\n" % (600, b" " * 600) for _ in range(2)) + b"0\r\n\r\n"
         headers = {"Transfer-Encoding": "chunked", "Content-Length": ""} | good
         assert _chunked(address, chunked, headers) == 413
+
+
+def test_capitals_do_not_count_in_the_names_of_a_server(assistant):
+    body = json.dumps({"model": "other", "messages": [{"role": "user", "content": "x"}]}).encode()
+    with running(assistant, hosts=("Box.Local",)) as address:
+        assert [post(address, body, Host=name)[0] for name in ("Box.Local:80", "box.local", "localhost")] == [
+            404, 404, 421,
+        ]  # fmt: skip
 
 
 def _chunked(address, body, headers):

@@ -1,3 +1,5 @@
+"""Drafts: cut by token with states, for batches, terminals and threads; the last draft is always the answer."""
+
 import gc
 import io
 import re

@@ -1,4 +1,7 @@
-"""What strangers call pictures. More of it is tested where requests are read."""
+"""Pictures of strangers: refused by their headers with the reason, before a decoder sees them.
+
+More of it is tested where requests are read.
+"""
 
 import io
 

@@ -1,16 +1,16 @@
-"""The page in a browser: Debian's Chromium, driven by Playwright."""
+"""The page in a real browser: it answers, says in words what is wrong, runs nothing typed, and can be read."""
 
 import re
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 
 from transformers_lladav import asking
+from transformers_lladav.cli_serving import free_port
 from transformers_lladav.suite import example
-from transformers_lladav.web import EXAMPLES, launch
-from transformers_lladav.web_talk import Queues, Site
+from transformers_lladav.web import EXAMPLES, _choices, launch
+from transformers_lladav.web_talk import Choice, Queues, Site
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -33,15 +33,10 @@ def assistant():
 def address(assistant):
     site = Site(models={"bundled": lambda: assistant}, picture_bytes=SMALL)
     queues = Queues(site)
-    page = launch(site, queues, "127.0.0.1", _free_port())
+    page = launch(site, queues, "127.0.0.1", free_port("127.0.0.1", 0))
     yield page.local_url.rstrip("/")
     page.close()
     queues.close()
-
-
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +86,14 @@ def status(page, text):
 
 def answers(page):
     return [re.sub(r"\s+", " ", item.inner_text()).strip() for item in page.query_selector_all(".lv-answer")]
+
+
+def test_a_short_limit_leaves_lengths_that_fit_together(assistant):
+    site = Site(models={"bundled": lambda: assistant}, max_tokens=20)
+    queues = Queues(site)
+    chosen = Choice(*(choice.value for choice in _choices(site, queues)))
+    assert (chosen.length, chosen.block) == (16, 8)
+    queues.close()
 
 
 def test_a_picture_is_shown_a_question_asked_and_the_answer_comes_out_of_masks(assistant, open_page):

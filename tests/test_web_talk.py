@@ -1,4 +1,4 @@
-"""Conversations of the page, without a browser."""
+"""Conversations of the page: answers are those of the model, and whatever goes wrong is told and changes nothing."""
 
 import re
 import time
@@ -174,6 +174,29 @@ def test_an_answer_that_takes_too_long_is_given_up(assistant, make_talk, files, 
     _, told, kept = ask(talk, [], files[0])
     assert "no answer within 0.1 s; ask for fewer tokens" in words(told)
     assert kept == []
+
+
+def test_a_model_that_fails_is_told_without_the_reason_which_is_in_the_log(
+    assistant, make_talk, files, monkeypatch, caplog
+):
+    def broken(**_):
+        raise RuntimeError("a secret of this machine")
+
+    monkeypatch.setattr(assistant.model, "generate", broken)
+    _, told, kept = ask(make_talk(), [], files[0])
+    assert words(told) == "the model failed; the log of the program that serves this page says why"
+    assert kept == []
+    assert "a secret of this machine" in caplog.text
+
+
+def test_a_picture_that_was_deleted_meanwhile_is_told_as_such(make_talk, files, tmp_path):
+    talk, picture = make_talk(), tmp_path / "uploaded.png"
+    picture.write_bytes(Path(files[0]).read_bytes())
+    turns = ask(talk, [], str(picture))[2]
+    picture.unlink()
+    for said in (turns, []):  # in an earlier turn, and with this question
+        told = words(ask(talk, said, str(picture))[1])
+        assert told == "a picture is not here any more; clear the conversation and show it again"
 
 
 def test_who_stops_listening_takes_the_request_along(assistant, make_talk, files):

@@ -34,7 +34,7 @@ class Request:
         watched: whether drafts are wanted.
         template: an answer with holes that are filled, and nothing else of it changed; such a request is answered
             alone.
-        adapter: a PEFT adapter to answer with; none by default.
+        adapter: a PEFT adapter to answer with; by default the one that the assistant came with, if any.
     """
 
     messages: Callable[[], list[dict[str, Any]]]
@@ -126,6 +126,7 @@ class AnswerQueue:
 
     def __init__(self, assistant: Assistant, batch_size: int = 8, waiting: int = 64) -> None:
         self.assistant, self.batch_size, self.limit = assistant, batch_size, waiting
+        self._own_adapter = assistant.adapter
         self._waiting: deque[Ticket] = deque()
         self._news = threading.Condition()
         self._closed = False
@@ -214,7 +215,9 @@ class AnswerQueue:
     def _generate(self, batch: list[Ticket]) -> None:
         """Answer requests with the same settings."""
         first, assistant = batch[0].request, self.assistant
-        switch_adapter(assistant, first.adapter)
+        wanted = first.adapter or self._own_adapter
+        if wanted != assistant.adapter:
+            switch_adapter(assistant, wanted)
         inputs, holes = self._inputs([ticket.request for ticket in batch])
         recorders = [
             (ticket, assistant.recorder(holes, row)) for row, ticket in enumerate(batch) if ticket.request.watched

@@ -10,6 +10,7 @@ from PIL import Image
 from .assistant import Assistant, load, switch_adapter
 from .constraints_lladav import AnswerChoices
 from .denoising_lladav import DenoisingStep
+from .generation_configuration_lladav import resolve_aliases
 from .image_processing_lladav import LladaVImageProcessor, open_picture
 from .presets_lladav import find_preset
 from .recording import Recorder, Recording
@@ -17,7 +18,7 @@ from .streaming import Draft
 
 __all__ = [
     "Answer", "Assistant", "Picture", "RatedAnswer", "answer", "ask", "choice_settings", "fill", "film", "load",
-    "read_picture", "record", "score", "switch_adapter", "user_message",
+    "read_picture", "record", "score", "switch_adapter", "tagged", "user_message",
 ]  # fmt: skip
 
 Picture = Image.Image | str | Path
@@ -97,20 +98,47 @@ def ask(
         on_draft: called after every step with the answer so far.
         recorder: takes every step, for a film of the answer.
         preset: settings by name; its tag, such as "/no_think", is put after the question.
-        choices: the only answers allowed.
+        choices: the only answers allowed; the longest decides how long the canvas is.
         **settings: passed to `generate`.
 
     Returns:
         The answer with the figures of its generation.
 
     Raises:
-        ValueError: if the picture cannot be read, the question is empty, or a setting breaks a rule.
+        ValueError: if the picture cannot be read, the question is empty, a setting breaks a rule, or lengths are given
+            beside choices.
+    """
+    messages = [user_message([picture], tagged(question, preset))]
+    if choices is not None:
+        settings = _with_choices(settings, choice_settings(assistant, choices))
+    return answer(assistant, messages, on_draft, recorder, preset=preset, **settings)
+
+
+def tagged(question: str, preset: str | None) -> str:
+    """A question as it is asked with a preset.
+
+    Args:
+        question: its words.
+        preset: settings by name.
+
+    Returns:
+        The question with the tag of the preset behind it, if that has one.
+
+    Raises:
+        ValueError: for an unknown preset.
     """
     tag = find_preset(preset).tag if preset is not None else None
-    messages = [user_message([picture], f"{question} {tag}" if tag and question.strip() else question)]
-    if choices is not None:
-        settings = {**settings, **choice_settings(assistant, choices)}
-    return answer(assistant, messages, on_draft, recorder, preset=preset, **settings)
+    return f"{question} {tag}" if tag and question.strip() else question
+
+
+def _with_choices(given: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Settings on the canvas of choices; a preset's number of steps, which is made for another canvas, is left out."""
+    own = resolve_aliases(given)
+    if twice := [name for name in chosen if own.get(name) is not None]:
+        raise ValueError(
+            f"{twice[0]}={own[twice[0]]!r:.80} has no meaning with choices, which decide it; leave one of the two out"
+        )
+    return {"max_denoising_steps": None, **own, **chosen}
 
 
 def choice_settings(assistant: Assistant, choices: Sequence[str]) -> dict[str, Any]:

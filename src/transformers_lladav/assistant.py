@@ -21,10 +21,12 @@ class Assistant:
     Attributes:
         model: a LLaDA-V in evaluation mode.
         processor: its processor.
+        adapter: the PEFT adapter that answers now, as `load` and `switch_adapter` were given it; None for none.
     """
 
     model: Any
     processor: Any
+    adapter: str | Path | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -142,19 +144,19 @@ def load(
         name = _adapter_name(adapter)
         options: dict[str, Any] = {"base": checkpoint, "trust_remote_code": trust_remote_code}
         model = load_with_adapter(adapter, name=name, **loading, **options)
-        return Assistant(_placed(model, device), load_processor(adapter, **options))
+        return Assistant(_placed(model, device), load_processor(adapter, **options), adapter)
     source = str(checkpoint or BUNDLED_CHECKPOINT)
-    if quantization is not None:
-        _check_plain(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
+    _check_config(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code), source, quantization)
     model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=trust_remote_code, **loading)
-    if model.config.model_type != "lladav":
-        raise ValueError(f"{source} holds a {model.config.model_type!r} model; give a LLaDA-V checkpoint")
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     return Assistant(_placed(model, device).eval(), processor)
 
 
-def _check_plain(config: Any, source: str, quantization: str) -> None:
-    if getattr(config, "quantization_config", None) is not None:
+def _check_config(config: Any, source: str, quantization: str | None) -> None:
+    """Refuse what cannot answer before its weights, which may be many, are looked for."""
+    if config.model_type != "lladav":
+        raise ValueError(f"{source} holds a {config.model_type!r} model; give a LLaDA-V checkpoint")
+    if quantization is not None and getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"quantization={quantization!r}, but the weights of {source} are quantised already; leave it out"
         )
@@ -180,12 +182,13 @@ def switch_adapter(assistant: Assistant, adapter: str | Path | None) -> None:
     if adapter is None:
         if held:
             assistant.model.base_model.disable_adapter_layers()
-        return
-    name = _adapter_name(adapter)
-    if name not in held:
-        assistant.model = attach_adapter(assistant.model, adapter, name)
-    assistant.model.base_model.enable_adapter_layers()
-    assistant.model.set_adapter(name)
+    else:
+        name = _adapter_name(adapter)
+        if name not in held:
+            assistant.model = attach_adapter(assistant.model, adapter, name)
+        assistant.model.base_model.enable_adapter_layers()
+        assistant.model.set_adapter(name)
+    assistant.adapter = adapter
 
 
 def _adapter_name(adapter: str | Path) -> str:

@@ -7,6 +7,7 @@ missing.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +17,7 @@ from typing import Any
 
 from . import asking
 from .batch_records import read_prompt
-from .eval_asking import Asking, resolve_generation
+from .eval_asking import Asking, resolve_generation, seed_of
 from .eval_run import fingerprint
 from .eval_tasks import ReadOptions
 from .files import held, write_file, write_text
@@ -24,10 +25,10 @@ from .media import check_media
 from .predicting import answer_in_batches
 from .processes import Processes
 from .prompt_view import PromptViewer
-from .record_files import Raw, RecordError, load_records
+from .record_files import FOLDER_FILES, PICTURE_SUFFIXES, Raw, RecordError, load_records
 from .records import DEFAULT_QUESTION, Example
 from .run_records import differences, read_record
-from .sources import is_hub_id
+from .sources import check_source
 
 Progress = Callable[[int, int], None]
 SETTINGS = "settings.json"
@@ -46,7 +47,7 @@ class BatchSettings:
         how: the model is asked.
         read: how records are read.
         column: where the answer stands.
-        skip_bad: give a record that cannot be used an "error" instead of stopping.
+        skip_bad: give a record that cannot be used an "error" in the place of an answer instead of stopping.
         device: "auto", or any torch device.
         trust_remote_code: run code that the checkpoint brings.
         quantization: how the language model is held; see `quantization.QUANTIZATIONS`.
@@ -116,9 +117,8 @@ def run_batch(settings: BatchSettings, on_progress: Progress | None = None) -> B
 def _run(settings: BatchSettings, on_progress: Progress | None) -> BatchOutcome | None:
     """The same, which may leave parts beside an output that is there."""
     _check_output(settings)
-    for source in filter(None, (settings.model, settings.adapter)):
-        if not Path(source).is_dir() and not is_hub_id(source):
-            raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    for source in (settings.model, settings.adapter):
+        check_source(source)
     processes = Processes()
     records = load_records(settings.source)
     device = processes.device(settings.device)
@@ -194,12 +194,25 @@ def describe(settings: BatchSettings, assistant: asking.Assistant, records: int)
 
 
 def _digest(source: Path) -> str:
-    """Of a file's content; of a folder's list of files, since the records are in one of them."""
+    """Of a file's content; of a folder's the words, and the names of the pictures, which may be many and large.
+
+    Whatever else stands in a folder makes no record: the output of the run may lie there as well.
+    """
     if source.is_file():
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    names = sorted(str(path.relative_to(source)) for path in source.rglob("*"))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return _content_digest(source)
+    found = hashlib.sha256()
+    for path in sorted(source.rglob("*")):
+        has_words = path.name in FOLDER_FILES or path.suffix == ".txt"
+        if has_words or path.suffix.lower() in PICTURE_SUFFIXES:
+            found.update(os.fsencode(path.relative_to(source).as_posix()) + b"\n")
+        if has_words and path.is_file():
+            found.update(_content_digest(path).encode())
+    return found.hexdigest()
+
+
+def _content_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_output(settings: BatchSettings) -> None:
@@ -283,6 +296,13 @@ def _read_part(part: Path, count: int) -> tuple[bytes, list[dict[str, Any]]]:
     return content, found
 
 
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of the output; half a character, which no file in UTF-8 can hold, stays the escape it was."""
+    line = json.dumps(record, ensure_ascii=False, default=str)
+    is_whole = line.encode(errors="replace").decode() == line
+    return (line if is_whole else json.dumps(record, default=str)) + "\n"
+
+
 class _Answerer:
     """Answers windows.
 
@@ -315,13 +335,15 @@ class _Answerer:
                 if not self.settings.skip_bad:
                     raise
                 told[number] = {"error": str(error)}
-        seeds = [_seed(self.settings.how.seed, window[number].source) for number in prompts]
+        seeds = [seed_of(f"{self.settings.how.seed}/{window[number].source}") for number in prompts]
         chats = [prompt.messages for prompt in prompts.values()]
         replies = answer_in_batches(self.assistant, chats, list(lengths.values()), self.settings.how, seeds)
         told |= {number: {self.settings.column: reply.text} for number, reply in zip(prompts, replies, strict=True)}
         for number, raw in enumerate(window):
             record = raw.value if isinstance(raw.value, dict) else {"source": raw.source}
-            yield json.dumps({**record, **told[number]}, ensure_ascii=False, default=str) + "\n"
+            # Nothing but an answer stands where answers stand; what was there before is told in the error.
+            kept = {name: value for name, value in record.items() if name != self.settings.column}
+            yield _line({**kept, **told[number]})
 
     def _prompt(self, raw: Raw) -> tuple[Example, int]:
         question = self.settings.read.question or DEFAULT_QUESTION
@@ -331,9 +353,3 @@ class _Answerer:
         except RecordError as error:
             raise RecordError(error.reason, raw.source) from error.__cause__
         return example, self.viewer.view(example.messages, sizes).length
-
-
-def _seed(seed: int, source: str) -> int:
-    """The seed of a record's own random stream, whoever answers it and when."""
-    digest = hashlib.blake2b(f"{seed}/{source}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")

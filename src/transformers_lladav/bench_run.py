@@ -90,7 +90,7 @@ def run_bench(settings: BenchSettings, on_progress: Callable[[str], Progress]) -
         "command": settings.command,
         "machine": {
             "processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "load": [round(value, 2) for value in os.getloadavg()],
+            "threads": torch.get_num_threads(), "load": _load(),
             "device": torch.cuda.get_device_name() if device == "cuda" else device,
         },
         "dtype": str(dtype).removeprefix("torch."),
@@ -104,6 +104,11 @@ def run_bench(settings: BenchSettings, on_progress: Callable[[str], Progress]) -
         "milliseconds": pass_milliseconds(timings) if device == "cuda" else {},
         "vision": vision,
     }  # fmt: skip
+
+
+def _load() -> list[float] | None:
+    """Of the machine in the last 1, 5 and 15 minutes; None on systems that do not tell, such as Windows."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def pass_milliseconds(timings: Sequence[Timing]) -> dict[str, float]:
@@ -149,7 +154,6 @@ def write_document(document: dict[str, Any], path: Path) -> None:
         document: from `run_bench`.
         path: JSON file; its folder is made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(document, indent=1) + "\n")
 
 

@@ -70,15 +70,19 @@ class Limits:
 
     Attributes:
         tokens: length of the answer canvas.
+        messages: in the chat.
+        stops: texts that end the answer; each is looked for after every step.
         pictures: in the whole chat.
         picture_bytes: of one picture, encoded.
         pixels: of one picture.
-        characters: of all texts together.
+        characters: of all texts together, those that end the answer included.
         body_bytes: of the request as it comes.
         allow_urls: whether pictures may be http(s) URLs, which the server then fetches from its own network.
     """
 
     tokens: int = 512
+    messages: int = 1000
+    stops: int = 16
     pictures: int = 8
     picture_bytes: int = 20 * 2**20
     pixels: int = 40_000_000
@@ -161,11 +165,13 @@ class Settings:
         generation: arguments of `generate`.
         preset: settings by name.
         max_tokens: the answer is cut to so many tokens; the canvas is a multiple of the block and may be longer.
+        stops: texts that end the answer, whoever named them: the request, the server, a preset or the checkpoint.
     """
 
     generation: dict[str, Any]
     preset: str | None
     max_tokens: int
+    stops: tuple[str, ...] = ()
 
 
 def read_settings(request: ChatRequest, assistant: Assistant, defaults: Asking, limits: Limits) -> Settings:
@@ -175,7 +181,7 @@ def read_settings(request: ChatRequest, assistant: Assistant, defaults: Asking, 
         request: as it came.
         assistant: that answers.
         defaults: settings of the server, which the request changes.
-        limits: on the length of the canvas.
+        limits: on the length of the canvas, and on what ends it.
 
     Returns:
         The settings.
@@ -193,7 +199,12 @@ def read_settings(request: ChatRequest, assistant: Assistant, defaults: Asking, 
     for name in ("stream_options", "include_drafts"):
         if getattr(request, name) and not request.stream:
             raise RequestError(f"{name} says something about a stream; send stream=true as well", name)
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop
+    stops = _stops(request)
+    if len(stops) > limits.stops:
+        raise RequestError(
+            f"{len(stops)} texts that end an answer are more than the {limits.stops} that are allowed; send fewer",
+            "stop",
+        )
     top_p = request.top_p if request.top_p != 1 else None  # clients send 1 where they mean nothing by it
     given = {"temperature": request.temperature, "top_p": top_p, "stop_strings": stops or None}
     preset = request.preset or defaults.preset
@@ -210,6 +221,10 @@ def read_settings(request: ChatRequest, assistant: Assistant, defaults: Asking, 
         raise
     except (TypeError, ValueError) as error:
         raise RequestError(str(error)) from error
+
+
+def _stops(request: ChatRequest) -> list[str]:
+    return [request.stop] if isinstance(request.stop, str) else request.stop or []
 
 
 def _extra_settings(extra: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -243,7 +258,8 @@ def _fitted(
             f"an answer of {canvas} tokens is longer than the {limits.tokens} that are allowed; lower max_tokens",
             "max_tokens",
         )
-    return Settings(generation, preset, wanted or canvas)
+    stops = resolved.get("stop_strings") or ()
+    return Settings(generation, preset, wanted or canvas, (stops,) if isinstance(stops, str) else tuple(stops))
 
 
 def read_messages(request: ChatRequest, limits: Limits, tile: int) -> Callable[[], list[dict[str, Any]]]:
@@ -268,8 +284,15 @@ def read_messages(request: ChatRequest, limits: Limits, tile: int) -> Callable[[
         raise RequestError(
             f"the last message is from the {request.messages[-1].role!r}; end with a message of the user", "messages"
         )
+    if len(request.messages) > limits.messages:
+        raise RequestError(
+            f"{len(request.messages):,} messages are more than the {limits.messages:,} that are allowed",
+            "messages",
+            413,
+        )
     parts = [_parts(message) for message in request.messages]
     characters = sum(len(part.text) for message in parts for part in message if isinstance(part, TextPart))
+    characters += sum(map(len, _stops(request)))
     if characters > limits.characters:
         raise RequestError(
             f"the texts have {characters:,} characters, more than the {limits.characters:,} that are allowed",

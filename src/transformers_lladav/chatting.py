@@ -1,13 +1,14 @@
 """A conversation about pictures: its history, and the lines and commands of `lladav chat`."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .asking import Answer, Assistant, Picture, answer, read_picture, switch_adapter, user_message
+from .asking import Answer, Assistant, Picture, answer, read_picture, switch_adapter, tagged, user_message
 from .files import write_text
 from .streaming import Draft
 
@@ -26,7 +27,7 @@ class Chat:
 
     Args:
         assistant: from `asking.load`.
-        **settings: passed to `generate` for every answer.
+        **settings: passed to `generate` for every answer; the tag of a `preset` is put after each question.
     """
 
     def __init__(self, assistant: Assistant, **settings: Any) -> None:
@@ -72,8 +73,11 @@ class Chat:
         Raises:
             ValueError: if the question is empty or the conversation no longer fits the model.
         """
-        question = user_message([picture for _, picture in self.waiting], text)
-        given = answer(self.assistant, [*self.messages, question], on_draft, **self.settings)
+        pictures = [picture for _, picture in self.waiting]
+        question = user_message(pictures, text)
+        as_asked = tagged(text, self.settings.get("preset"))  # which is no part of what was said
+        asked = user_message(pictures, as_asked)
+        given = answer(self.assistant, [*self.messages, asked], on_draft, **self.settings)
         reply = {"role": "assistant", "content": [{"type": "text", "text": given.text}]}
         self.messages += [question, reply]
         self.sources += [source for source, _ in self.waiting]
@@ -128,8 +132,13 @@ def _markdown(messages: list[dict[str, Any]]) -> str:
     for message in messages:
         lines.append(f"**{'You' if message['role'] == 'user' else 'LLaDA-V'}**\n")
         for part in message["content"]:
-            lines.append(f"![]({part['image']})\n" if part["type"] == "image" else f"{part['text']}\n")
+            lines.append(f"![]({_link(part['image'])})\n" if part["type"] == "image" else f"{part['text']}\n")
     return "\n".join(lines)
+
+
+def _link(place: str) -> str:
+    """The place of a picture as Markdown has it; one with spaces or parentheses stands in angle brackets."""
+    return re.sub(r"[<>]", r"\\\g<0>", place).join("<>") if re.search(r"[\s()<>]", place) else place
 
 
 def command(chat: Chat, line: str) -> str | None:

@@ -138,8 +138,15 @@ def _print_record(answer: Any, **asked: str | None) -> None:
     print(json.dumps(asked | dataclasses.asdict(answer), ensure_ascii=False))  # noqa: T201
 
 
+def _print_text(answer: Any) -> None:
+    """The words of an answer, without what a terminal would act on."""
+    from .streaming import NOT_ON_A_TERMINAL
+
+    out.print(answer.text.translate(NOT_ON_A_TERMINAL) or "(no answer)", markup=False, highlight=False, style="bold")
+
+
 def _print_answer(answer: Any) -> None:
-    out.print(answer.text or "(no answer)", markup=False, highlight=False, style="bold")
+    _print_text(answer)
     passes = f"{answer.denoising_steps} forward passes, {answer.tokens_per_forward:g} tokens per forward"
     full = answer.finish_reason == "length"
     out.print(f"{passes}; the canvas is full: raise --max-new-tokens" if full else passes, style="dim")
@@ -244,8 +251,8 @@ def chat(
             elif line:
                 with _live_draft(enabled=out.is_terminal) as show:
                     answer = talk.send(line, show)
-                out.print(answer.text or "(no answer)", markup=False, highlight=False, style="bold")
-        except (ValueError, OSError) as error:
+                _print_text(answer)
+        except (ValueError, TypeError, OSError, ImportError) as error:
             err.print(Text.assemble(("Error: ", "bold red"), str(error)))
 
 

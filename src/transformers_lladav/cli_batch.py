@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from .cli_asking import (
@@ -25,7 +24,7 @@ from .cli_console import (
     QuantizationOption,
     QuestionOption,
     UrlsOption,
-    err,
+    bars,
     loading,
     out,
 )
@@ -65,20 +64,18 @@ def batch(
     """
     given = {"max_new_tokens": max_new_tokens, "block_length": block_length, "max_denoising_steps": steps}
     generation = generation_settings({**given, "threshold": threshold}, change)
-    columns = [TextColumn("Answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with loading(show=False), Progress(*columns, console=err, transient=True) as bar:
+    with loading(show=False), bars() as begin_bar:
         from .batch_run import BatchSettings, run_batch
         from .eval_asking import Asking
         from .eval_tasks import ReadOptions
 
-        task = bar.add_task("", total=None)
         outcome = run_batch(
             BatchSettings(
                 source, output, model, adapter, Asking(generation, preset, seed, batch_size=batch_size),
                 ReadOptions(image_folder, allow_outside, allow_urls, question), column, skip_bad, device,
                 trust_remote_code, quantization,
             ),
-            lambda done, total: bar.update(task, completed=done, total=total),
+            begin_bar("Answering"),
         )  # fmt: skip
     if outcome is None:  # not the first process
         return

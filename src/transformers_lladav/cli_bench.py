@@ -3,16 +3,14 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import JsonOption, err, loading, out
+from .cli_console import JsonOption, bars, loading, out
 from .cli_training import use_threads
 
 HEADINGS = ("", "", "passes", "whole", "tokens/s", "times as fast")
@@ -42,14 +40,8 @@ def bench(
 
         use_threads(threads)
     settings = BenchSettings(sizes, names, rounds, growth, device, shlex.join(["lladav", *sys.argv[1:]]))
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=err, transient=True) as bar:
-
-        def reporter(what: str) -> Callable[[int, int], None]:
-            task = bar.add_task(what, total=None)
-            return lambda done, total: bar.update(task, completed=done, total=total)
-
-        document = run_bench(settings, reporter)
+    with bars() as begin_bar:
+        document = run_bench(settings, begin_bar)
     if output is not None:
         write_document(document, output)
     if as_json:

@@ -4,14 +4,13 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,10 +20,12 @@ from .cli_console import (
     DeviceOption,
     FolderOption,
     JsonOption,
+    OutputOption,
     OutsideOption,
     QuantizationOption,
     QuestionOption,
     UrlsOption,
+    bars,
     err,
     loading,
     out,
@@ -45,9 +46,6 @@ TasksOption = Annotated[
         help="'suite', a split of it (suite:test), some kinds of a split (suite:test/count,ocr), or JSON, JSON lines, "
         "CSV, TSV or a folder of your own; repeatable.",
     ),
-]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results; the same command goes on there.")
 ]
 MetricOption = Annotated[
     str | None,
@@ -128,8 +126,8 @@ def evaluate(
             device=device, trust_remote_code=trust_remote_code, quantization=quantization,
             command=shlex.join(["lladav", *sys.argv[1:]]),
         )  # fmt: skip
-        with _bars() as bars:
-            outcome = run_evaluation(settings, bars)
+        with bars() as begin_bar:
+            outcome = run_evaluation(settings, begin_bar)
     if outcome is not None:  # the first process
         _print_outcome(outcome, output, sheet, as_json)
 
@@ -173,20 +171,6 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """A bar for reading each task, and one for answering."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    name = TextColumn("{task.description}")
-    with Progress(name, *columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-
-        def bar(what: str) -> Callable[[int, int], None]:
-            task = progress.add_task(what, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
-
-
 def _print_outcome(outcome: Any, output: Path, sheet: int | None, as_json: bool) -> None:
     from .eval_results import save_sheet
 
@@ -204,6 +188,7 @@ def _print_outcome(outcome: Any, output: Path, sheet: int | None, as_json: bool)
 def _print_table(task: str, rows: list[Any]) -> None:
     """One task's results; the metric stands in the title where there is only one."""
     from .eval_results import shown_columns
+    from .record_files import printable
 
     metrics = {row.metric for row in rows}
     title = f"{task}: {metrics.pop()}" if len(metrics) == 1 else task
@@ -214,5 +199,5 @@ def _print_table(task: str, rows: list[Any]) -> None:
         header = column.replace("wrong ", "wrong\n").replace("per ", "per\n")
         table.add_column(header, justify="left" if column in ("kind", "metric") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(row.cells[column]) for column in shown))
+        table.add_row(*(Text(printable(row.cells[column])) for column in shown))
     out.print(table)

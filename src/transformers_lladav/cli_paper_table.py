@@ -1,19 +1,15 @@
 """The command that runs the paper's benchmarks: `lladav paper-table`."""
 
 import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from .cli_console import DeviceOption, out
+from .cli_console import DeviceOption, OutputOption, out
 
 CheckpointOption = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="Folder or Hub id of LLaDA-V.")]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results; the same command goes on there.")
-]
 TasksOption = Annotated[
     list[str], typer.Option("--tasks", "-t", metavar="NAME", help="A benchmark of the paper; repeatable. All of them.")
 ]
@@ -72,8 +68,7 @@ def _print_rows(rows: list[Any], limit: int | None) -> None:
         figures = [
             f"{score:.1f}" if score is not None else "" for score in (row.measured, row.benchmark.paper_score())
         ]
-        remark = Text(f"not run: {row.problem}" if row.problem else row.benchmark.note)
-        table.add_row(row.benchmark.name, str(row.questions or ""), *figures, remark)
+        table.add_row(row.benchmark.name, str(row.questions or ""), *figures, Text(row.remark))
     out.print(table)
     if limit:
         out.print(f"Only the first {limit} questions of each task: these figures compare with none.", style="yellow")

@@ -1,7 +1,7 @@
 """The commands that put a model before others: `lladav serve` and `lladav web`."""
 
+import errno
 import ipaddress
-import os
 import signal
 import socket
 import threading
@@ -217,12 +217,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Take an address before the model is loaded.
 
     Raises:
-        OSError: if it is taken, with the way out.
+        OSError: if it is taken, or not one of this machine, with the way out.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # `create_server` adds what it tried
+        elsewhere = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_NONAME)
         raise OSError(
-            f"{host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}; choose another --port"
+            f"{host}:{port} cannot be listened on: {reason}; choose another {'--host' if elsewhere else '--port'}"
         ) from error

@@ -179,7 +179,8 @@ def ask_batches(
                 for chat, question in zip(chats, questions, strict=True)
             ]
         else:
-            seeds = [_seed(asking.seed, tasks[item.task].name, item) for item in batch]
+            names = [f"{asking.seed}/{tasks[item.task].name}/{item.number}/{item.other is not None}" for item in batch]
+            seeds = [seed_of(name) for name in names]
             replies = write(model, processor, chats, asking, seeds)
         yield [
             _rated(item, question, reply, asking.ignored)
@@ -193,10 +194,20 @@ def _chat(task: Task, item: Item, question: Question) -> list[dict[str, Any]]:
     return with_pictures(question.messages, task.questions[item.other].messages)
 
 
-def _seed(seed: int, task: str, item: Item) -> int:
-    """The seed of an item's own random stream, whoever answers it and when."""
-    text = f"{seed}/{task}/{item.number}/{item.other is not None}"
-    return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+def seed_of(name: str, *contents: bytes) -> int:
+    """The seed of a question's own random stream, whoever answers it, when, and beside which others.
+
+    Args:
+        name: what tells the question from others, the seed of the whole run among it.
+        *contents: further parts of the name, such as the pixels of a picture.
+
+    Returns:
+        A number below 2^56.
+    """
+    digest = blake2b(name.encode(errors="surrogatepass"), digest_size=7)
+    for content in contents:
+        digest.update(content)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _rated(item: Item, question: Question, reply: "Reply", ignored: Ignored) -> Answer:

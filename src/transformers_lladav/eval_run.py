@@ -25,7 +25,7 @@ from .eval_tasks import ReadOptions, Task, open_tasks
 from .files import naming_full_disk, write_text
 from .processes import Processes
 from .quantization import is_quantized
-from .sources import is_hub_id
+from .sources import check_source
 
 RESULT, TABLE = "result.json", "result.md"
 SAMPLES = 256  # values of a tensor that go into a fingerprint
@@ -106,9 +106,8 @@ def run_evaluation(settings: EvalSettings, on_progress: Callable[[str], Progress
     """
     processes = Processes()
     report = on_progress if on_progress is not None and processes.rank == 0 else lambda what: lambda done, total: None
-    for source in filter(None, (settings.model, settings.adapter)):
-        if not Path(source).is_dir() and not is_hub_id(source):
-            raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    for source in (settings.model, settings.adapter):
+        check_source(source)
     device = processes.device(settings.device)
     tasks = open_tasks(settings.tasks, limit=settings.limit, metric=settings.metric, options=settings.read)
     surveys = [survey(task, report(f"Reading {task.name}")) for task in tasks]

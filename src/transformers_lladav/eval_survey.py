@@ -25,14 +25,14 @@ class Entry:
         metric: as the question's.
         sizes: (height, width) of its pictures.
         layout: "image" or "video" for each of its pictures and videos.
-        shows: tells them from those of other questions: paths, or digests of pictures in memory; empty without any.
+        shows: tells them from those of other questions: paths, or digests of what is in no file; empty without any.
     """
 
     kind: str
     metric: str
     sizes: tuple[Size, ...]
     layout: tuple[str, ...]
-    shows: str
+    shows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def survey(task: Task, on_progress: Progress | None = None) -> Survey:
         except RecordError as error:
             raise RecordError(error.reason, question.source) from error.__cause__
         media = [part for message in question.messages for part in message["content"] if part["type"] != "text"]
-        shows = "|".join(_shown_by(part[part["type"]]) for part in media)
+        shows = tuple(shown for part in media for shown in _shown_by(part[part["type"]]))
         entries.append(Entry(question.kind, question.metric, sizes, tuple(part["type"] for part in media), shows))
-        files = [_without_folder(item) for item in shows.split("|")]
+        files = [_without_folder(item) for item in shows]
         words = [part.get("text") for message in question.messages for part in message["content"]]
         rules = (question.kind, question.metric, question.accepted, question.choices, question.mark)
         digest.update(json.dumps([question.id, words, sizes, files, *rules]).encode())
@@ -79,13 +79,13 @@ def survey(task: Task, on_progress: Progress | None = None) -> Survey:
     return Survey(entries, digest.hexdigest())
 
 
-def _shown_by(source: Any) -> str:
-    """What tells a picture or video from others: the path of a file, else a digest of its content."""
+def _shown_by(source: Any) -> list[str]:
+    """What tells a picture or the frames of a video from others: the path of a file, else a digest of its content."""
     if isinstance(source, list):
-        return "|".join(_shown_by(frame) for frame in source)
+        return [shown for frame in source for shown in _shown_by(frame)]
     if isinstance(source, Image.Image):
-        return blake2b(source.mode.encode() + source.tobytes(), digest_size=8).hexdigest()
-    return source if _is_path(source) else blake2b(source.encode(), digest_size=8).hexdigest()
+        return [blake2b(source.mode.encode() + source.tobytes(), digest_size=8).hexdigest()]
+    return [source if _is_path(source) else blake2b(source.encode(), digest_size=8).hexdigest()]
 
 
 def _is_path(source: str) -> bool:

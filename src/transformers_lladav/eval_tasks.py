@@ -12,7 +12,6 @@ it the prompt. Records may have further fields:
     id        what the question is called in the results; file and line by default
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from .eval_metrics import LETTERS, METRICS, NEEDS_CHOICES, Ignored, check_metric
 from .media import MediaFolder
 from .record_files import DataError, Raw, RecordError, find_columns, load_records, shown
 from .records import DEFAULT_QUESTION, ROLES, read_record
+from .strict_json import loads
 
 SUITE = "suite"
 SUITE_SPLITS = ("test", "unseen_pairs", "more_objects", "unseen_fonts")  # what `suite` alone stands for
@@ -284,7 +284,7 @@ def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         with suppress(ValueError):  # what is no JSON is shown as it stands
-            value = json.loads(value)
+            value = loads(value)
     texts = value if isinstance(value, list | tuple) else None
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RecordError(f'{key!r} is {shown(value)}, not a list of texts; write ["one", "two"]')

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import blake2b
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from . import asking
-from .eval_asking import Asking, resolve_generation
+from .eval_asking import Asking, resolve_generation, seed_of
 from .eval_tasks import append_text
 from .generation_configuration_lladav import explain_unknown, resolve_aliases
 from .lmms_eval_settings import LENGTHS, SETTINGS, TaskSettings, settings_of_task
@@ -27,7 +27,7 @@ from .presets_lladav import find_preset
 from .processes import Processes
 from .prompt_view import PromptViewer
 from .record_files import PICTURE_SUFFIXES, RecordError
-from .sources import is_hub_id
+from .sources import check_source
 
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
@@ -140,9 +140,8 @@ class LladaV(lmms):
         processes = Processes()
         self._rank, self._world_size = processes.rank, processes.count
         place = processes.device(device or "auto")
-        for source in filter(None, (pretrained, adapter)):
-            if not Path(source).is_dir() and not is_hub_id(source):
-                raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+        for source in (pretrained, adapter):
+            check_source(source)
         self._assistant: asking.Assistant | None = asking.load(
             pretrained, place, trust_remote_code, adapter, quantization, _known_dtype(dtype)
         )
@@ -263,9 +262,8 @@ class LladaV(lmms):
         seeds = []
         for request in requests:
             same = self._arguments(request)[:3]
-            text = f"{self.seed}/{'/'.join(map(str, same))}/{seen[same]}"
+            seeds.append(seed_of(f"{self.seed}/{'/'.join(map(str, same))}/{seen[same]}"))
             seen[same] += 1
-            seeds.append(int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big"))
         return seeds
 
 
@@ -338,7 +336,7 @@ class LladaVSimple(LladaV):
 
 
 def _own_arguments() -> list[str]:
-    return list(LladaV.__init__.__annotations__)
+    return [name for name in signature(LladaV).parameters if name != "generation"]
 
 
 def _whole_batch_size(batch_size: int | str, largest: int | None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .eval_asking import NOT_SETTINGS
 from .generation_configuration_lladav import DEFAULTS, HINTS, resolve_aliases
 from .presets_lladav import PRESETS, find_preset
 
@@ -41,8 +42,7 @@ _TASKS = {
 }  # fmt: skip
 TASK_PRESETS = {task: preset for preset, tasks in _TASKS.items() for task in tasks}
 
-RETURNED = ("return_dict_in_generate", "output_history", "output_scores")  # what is returned, not what is said
-SETTINGS = [name for name in DEFAULTS if name not in RETURNED]
+SETTINGS = [name for name in DEFAULTS if name not in NOT_SETTINGS]
 LENGTHS = ("max_new_tokens", "block_length", "max_denoising_steps")
 # Names of tasks for what has another name here.
 _RENAMED = {"max_gen_toks": "max_new_tokens", "until": "stop_strings", "stop_sequences": "stop_strings"}

@@ -20,7 +20,7 @@ from .files import new_folder, write_text
 from .lmms_eval_model import find_tasks
 from .lmms_eval_settings import LENGTHS, TaskSettings, settings_of_task
 from .run_records import differences
-from .sources import is_hub_id
+from .sources import check_source
 
 RESULT = "result.json"
 TABLES = ("table.json", "table.md")
@@ -191,8 +191,7 @@ def plan(table: PaperTable) -> list[Row]:
         FileNotFoundError: if there is no such model.
         ValueError: if a result is there that was made with other settings, or the model cannot be named to lmms-eval.
     """
-    if not Path(table.model).is_dir() and not is_hub_id(table.model):
-        raise FileNotFoundError(f"{table.model} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+    check_source(table.model)
     if "," in table.model or "=" in table.model:
         raise ValueError(f"--model {table.model} holds a comma or an equals sign, which lmms-eval parts arguments at")
     names = [task for benchmark in table.benchmarks for task in benchmark.tasks]
@@ -252,7 +251,7 @@ def run(table: PaperTable, say: Callable[[str], None]) -> list[Row]:
 
 
 class _NoResultError(Exception):
-    """lmms-eval ended and left nothing; it ends with 0 then as well."""
+    """lmms-eval ended and left no score; it ends with 0 then as well."""
 
 
 def _measured(table: PaperTable, row: Row, log: Path) -> Row:
@@ -267,7 +266,10 @@ def _measured(table: PaperTable, row: Row, log: Path) -> Row:
             files = sorted(folder.rglob("*_results.json"))
             if not files:
                 raise _NoResultError(f"lmms-eval ended without a result (exit code {ended.returncode}); see {log}")
-            score, questions = read_score(benchmark, json.loads(files[-1].read_text(encoding="utf-8")))
+            try:
+                score, questions = read_score(benchmark, json.loads(files[-1].read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise _NoResultError(f"{error}; see {log}") from error
             made_with = _made_with(table, benchmark, row.settings)
             document = {"score": score, "questions": questions, "made_with": made_with}
             write_text(folder / RESULT, json.dumps(document, indent=1) + "\n")
@@ -287,14 +289,15 @@ def read_score(benchmark: Benchmark, document: Mapping[str, Any]) -> tuple[float
         The score in per cent, over all questions of its tasks, and how many these are.
 
     Raises:
-        ValueError: if the metric is not there.
+        ValueError: if a task's metric is not there, or no number.
     """
     total, questions = 0.0, 0
     for task in benchmark.tasks:
-        figures = document["results"][task]
+        figures = document["results"].get(task, {})
         values = [value for name, value in figures.items() if name.split(",")[0] == benchmark.metric]
         if not values or not isinstance(values[0], int | float):
-            raise ValueError(f"the results of {task} have no {benchmark.metric!r}, but {', '.join(figures)}")
+            told = ", ".join(f"{name}={value!r}" for name, value in figures.items()) or "nothing"
+            raise ValueError(f"the results of {task} have no {benchmark.metric!r} that is a number, but {told}")
         count = int(document["n-samples"][task]["effective"])
         total, questions = total + values[0] * count, questions + count
     return total / questions * (100 if benchmark.share else 1), questions

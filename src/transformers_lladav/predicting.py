@@ -7,7 +7,6 @@ rows = ray.data.read_images("pictures/")
 answered = rows.map_batches(LladaVPredictor, concurrency=8, num_gpus=1, batch_size=256)
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from . import asking
-from .eval_asking import Asking, Reply, resolve_generation, write
+from .eval_asking import Asking, Reply, resolve_generation, seed_of, write
 from .image_processing_lladav import open_picture
 from .media import MAX_IMAGE_PIXELS, MediaFolder, check_media
 from .prompt_view import PromptViewer
@@ -59,7 +58,7 @@ class LladaVPredictor:
         adapter: folder or Hub id of a LoRA adapter.
         image: column of pictures: arrays (height, width, 3), bytes of files, PIL images, dictionaries with "bytes" or
             "path", or paths below `image_folder`; None for no picture. A column that is missing means none anywhere.
-        question: column of questions; without it all rows are asked `ask`.
+        question: column of questions; without it, and where it is None or NaN, `ask` is asked.
         prediction: column that the answers get.
         ask: the question of rows without one.
         preset: settings by name.
@@ -137,25 +136,28 @@ class LladaVPredictor:
 
     def _chat(self, batch: Mapping[str, Sequence[Any]], number: int) -> tuple[Chat, int]:
         """The chat of a row, and the seed of its random stream, which its content decides."""
-        question = str(batch[self.question][number]) if self.question in batch else self.ask
-        digest = hashlib.blake2b(f"{self.how.seed}/{question}".encode(), digest_size=7)
-        pictures = []
+        asked = batch[self.question][number] if self.question in batch else None
+        question = self.ask if _is_missing(asked) else str(asked)
         given = batch[self.image][number] if self.image in batch else None
-        if given is not None:
-            try:
-                picture = self._picture(given)
-            except (RecordError, ValueError) as error:
-                raise ValueError(f"row {number}: {getattr(error, 'reason', error)}") from error
-            digest.update(picture.tobytes())
-            pictures.append(picture)
-        return [asking.user_message(pictures, question)], int.from_bytes(digest.digest(), "big")
+        try:
+            pictures = [] if given is None else [self._picture(given)]
+            chat = [asking.user_message(pictures, question)]
+        except (RecordError, ValueError) as error:
+            raise ValueError(f"row {number}: {getattr(error, 'reason', error)}") from error
+        return chat, seed_of(f"{self.how.seed}/{question}", *(picture.tobytes() for picture in pictures))
 
     def _picture(self, given: Any) -> Image.Image:
         if isinstance(given, bytes):
             given = {"bytes": given}
+        if isinstance(given, Mapping) and not given.get("bytes"):
+            given = given.get("path")
         if isinstance(given, str | Path) and self.folder is None:
             raise ValueError(f"the picture {str(given)!r} is a path; pass image_folder= to say where paths may lead")
         if isinstance(given, np.ndarray):
             return open_picture(given, "the picture", MAX_IMAGE_PIXELS)
-        found = (self.folder or MediaFolder(Path())).picture(given if not isinstance(given, Path) else str(given))
-        return open_picture(found, "the picture", MAX_IMAGE_PIXELS)
+        return open_picture((self.folder or MediaFolder(Path())).picture(given), "the picture", MAX_IMAGE_PIXELS)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a column has nothing here: None, or the NaN that tables of pandas have in its place."""
+    return value is None or (isinstance(value, float) and value != value)

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -54,8 +54,8 @@ class Serving:
         timeout: seconds from the arrival of a request to its answer.
         write_timeout: seconds that a client may leave a part of its answer unread.
         api_key: what clients must send as bearer; none by default.
-        hosts: names that the server may be called by; others are refused, so that no page in a browser reaches it
-            under a name of its own. "*" allows all.
+        hosts: names that the server may be called by, in capitals or not; others are refused, so that no page in a
+            browser reaches it under a name of its own. "*" allows all.
     """
 
     name: str
@@ -215,7 +215,6 @@ class _Reply:
 
     def __init__(self, assistant: Assistant, asked: ChatRequest, settings: Settings, model: str) -> None:
         self.tokenizer, self.asked, self.settings, self.model = assistant.tokenizer, asked, settings, model
-        self.stops = settings.generation.get("stop_strings") or []
         self.id, self.created, self.sent = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), ""
 
     def _frame(self, kind: str) -> dict[str, Any]:
@@ -238,8 +237,9 @@ class _Reply:
         """What a draft adds to what was sent; None if that is nothing."""
         pieces = draft.pieces[: self.settings.max_tokens]
         masked = next((i for i, piece in enumerate(pieces) if piece.state == TokenState.MASKED), len(pieces))
-        known = "".join(piece.text for piece in pieces[:masked]).rstrip(INCOMPLETE).lstrip()
-        known = _before_stops(known, self.stops).rstrip()
+        # Stops before spaces: an answer may begin with a stop that begins with one.
+        known = "".join(piece.text for piece in pieces[:masked]).rstrip(INCOMPLETE)
+        known = _before_stops(known, self.settings.stops).strip()
         new = known[len(self.sent) :]
         shown = {"draft": "".join(piece.text for piece in pieces)} if self.asked.include_drafts else {}
         if not new and not shown:
@@ -278,7 +278,7 @@ def _figures(completion: Completion) -> dict[str, Any]:
     }
 
 
-def _before_stops(text: str, stops: list[str]) -> str:
+def _before_stops(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string, and before an end that could become one."""
     for stop in stops:
         text = text.partition(stop)[0]
@@ -398,8 +398,8 @@ class _Guard:
         """Refuse by what stands in the headers."""
         host = None
         with suppress(ValueError):
-            host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        if "*" not in self.serving.hosts and host not in self.serving.hosts:
+            host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname  # in small letters
+        if "*" not in self.serving.hosts and host not in [name.lower() for name in self.serving.hosts]:
             raise RequestError(
                 f"the server was called {host!r:.200}, and answers as {', '.join(self.serving.hosts)}; start it with "
                 "--allowed-host to add a name",

@@ -37,6 +37,19 @@ def is_hub_id(source: object) -> bool:
     return True
 
 
+def check_source(source: str | None) -> None:
+    """Refuse what can be no checkpoint, before anything slow happens.
+
+    Args:
+        source: a folder or a Hub id; None is fine, and means that nobody named one.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    if source is not None and not Path(source).is_dir() and not is_hub_id(source):
+        raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
+
+
 def origin(source: str, folder: Path) -> str | None:
     """The repository and commit that a checkpoint comes from, if that can be told.
 
@@ -70,10 +83,9 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> Pat
         ValueError: if the repository holds pickles and no safetensors.
         OSError: if it cannot be downloaded or there is no room.
     """
+    check_source(source)
     if Path(source).is_dir():
         return Path(source)
-    if not is_hub_id(source):
-        raise FileNotFoundError(f"{source} is neither a folder nor a Hub id such as GSAI-ML/LLaDA-V")
     if weights:
         _check_download(source, revision)
     patterns = [*SMALL_FILES, *(WEIGHTS if weights else ())]

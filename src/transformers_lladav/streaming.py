@@ -33,8 +33,8 @@ class TokenState(StrEnum):
 
 
 STYLES = {TokenState.COMMITTED: "", TokenState.FRESH: "bold green", TokenState.MASKED: "dim"}
-# An answer must not move the cursor or colour the screen.
-NOT_ON_A_TERMINAL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# An answer must not move the cursor, colour the screen or turn the direction of the text around it.
+NOT_ON_A_TERMINAL = dict.fromkeys({*range(32), *range(127, 160), *range(8234, 8239), *range(8294, 8298)} - {9, 10})
 
 
 @dataclass(frozen=True)

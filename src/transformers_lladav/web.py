@@ -90,7 +90,8 @@ def _choices(site: Site, queues: Queues) -> list[Any]:
     """The settings, in the order of `Choice`."""
     first = next(iter(site.models))
     canvas, block, _ = queues.get(first).assistant.model.generation_config.schedule()
-    length = min(canvas, site.max_tokens)
+    block = min(block, site.max_tokens)
+    length = min(canvas, site.max_tokens) // block * block
     models, adapters = list(site.models), [NO_ADAPTER, *site.adapters]
     return [
         gradio.Dropdown(models, value=first, label="Model", visible=len(models) > 1, elem_id="model"),
@@ -101,7 +102,7 @@ def _choices(site: Site, queues: Queues) -> list[Any]:
         ),
         gradio.Slider(1, site.max_tokens, length, step=1, label="Answer length (tokens)", elem_id="length"),
         gradio.Slider(
-            1, site.max_tokens, min(block, site.max_tokens), step=1, label="Block length", elem_id="block",
+            1, site.max_tokens, block, step=1, label="Block length", elem_id="block",
             info="Tokens that are denoised together; the answer length is a multiple of it.",
         ),
         gradio.Slider(
@@ -114,7 +115,7 @@ def _choices(site: Site, queues: Queues) -> list[Any]:
         ),
         gradio.Slider(
             0, 1, PACE, step=0.05, label="Pace (seconds per step)", elem_id="pace",
-            info="Shows every step for so long; 0: as fast as they come. The time that is told is the model's.",
+            info="Shows every step for so long; 0: as fast as they come. The time that is told is without it.",
         ),
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ What visitors send is looked at before it is used: pictures by their headers, te
 rules of `generate`. Models and adapters are those that the owner named.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from .eval_asking import Asking, resolve_generation
 from .streaming import Draft
 from .untrusted_pictures import decode_untrusted, open_untrusted
 from .web_view import Turn, conversation, figures, note, problem
+
+logger = logging.getLogger(__name__)
 
 NO_ADAPTER = "none"
 
@@ -77,7 +80,8 @@ class Queues:
             Its queue.
 
         Raises:
-            ValueError: if there is no such model, or it cannot be loaded.
+            ValueError: if there is no such model.
+            Exception: whatever its loading raises.
         """
         if name not in self._locks:
             raise ValueError(f"the model {name!r} is not offered; choose one of {', '.join(self._locks)}")
@@ -89,7 +93,7 @@ class Queues:
 
     def close(self) -> None:
         """Let go of all requests."""
-        for queue in self._queues.values():
+        for queue in list(self._queues.values()):  # a model that is being loaded may add one
             queue.close()
 
 
@@ -164,8 +168,12 @@ class Talk:
             queue = self.queues.get(choice.model)
             resolve_generation(queue.assistant.model, Asking(request.settings, request.preset))
             yield from self._watch(_Watcher(queue, request, question, self.site.timeout), said, shown, choice.pace)
-        except (ValueError, TypeError, OSError, ImportError, QueueFullError, TimeoutError) as error:
+        except (ValueError, TypeError, OSError, ImportError, QueueFullError) as error:
             yield conversation(said), problem(str(error)), said
+        except Exception:  # memory that runs out, for one; what it says is for the owner
+            logger.exception("A question could not be answered")
+            told = problem("the model failed; the log of the program that serves this page says why")
+            yield conversation(said), told, said
 
     def _request(
         self, said: Sequence[Turn], picture: str | None, question: str, template: str, choice: Choice
@@ -198,10 +206,11 @@ class Talk:
         return Request(messages, settings, choice.preset, watched=True, template=filled, adapter=adapter), shown
 
     def _check_picture(self, file: str) -> None:
-        size = Path(file).stat().st_size
+        path = _uploaded(file)
+        size = path.stat().st_size
         if size > self.site.picture_bytes:
             raise ValueError(f"the picture has {size:,} bytes, and {self.site.picture_bytes:,} are allowed; shrink it")
-        with open_untrusted(Path(file), "the picture", self.site.pixels):
+        with open_untrusted(path, "the picture", self.site.pixels):
             pass
 
     def _messages(self, turn: Turn) -> list[dict[str, Any]]:
@@ -209,7 +218,7 @@ class Talk:
         return [self._message(turn.question, turn.pictures), reply]
 
     def _message(self, text: str, files: Sequence[str]) -> dict[str, Any]:
-        pictures = [decode_untrusted(Path(file), "the picture", self.site.pixels) for file in files]
+        pictures = [decode_untrusted(_uploaded(file), "the picture", self.site.pixels) for file in files]
         shown = [{"type": "image", "image": picture} for picture in pictures]
         return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
@@ -227,6 +236,14 @@ class Talk:
             yield conversation([*said, turn]), told, kept
         finally:
             watcher.ticket.cancel()
+
+
+def _uploaded(file: str) -> Path:
+    """The file of a picture; the page deletes old ones, also such that a conversation is about."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError("a picture is not here any more; clear the conversation and show it again")
+    return path
 
 
 class _Watcher:

@@ -1,6 +1,6 @@
 """Run fuzz targets with large budgets, and write what was run and found.
 
-    python tests/fuzz/run.py                                   # all targets, 108,500 cases
+    python tests/fuzz/run.py                                   # all targets, as many cases as `BUDGETS` says
     python tests/fuzz/run.py pictures --cases 50000 --seed 7   # one, with a budget
     python tests/fuzz/run.py records --coverage --cases 50000  # guided by coverage, needs `pip install atheris`
     python tests/fuzz/run.py --report model_cards/results/fuzzing.json
@@ -131,7 +131,8 @@ def main() -> int:
     """The command line; 0 if nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", choices=[*BUDGETS, []], metavar="TARGET", help=", ".join(BUDGETS))
-    parser.add_argument("--cases", type=int, help="of each target; by default what fits its price, 108,500 in all")
+    total = f"{sum(BUDGETS.values()):,}"
+    parser.add_argument("--cases", type=int, help=f"of each target; by default what fits its price, {total} in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coverage", action="store_true", help="let atheris find cases")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the counts as JSON")
