@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,3 +99,17 @@ def test_the_metadata_is_complete(wheel):
         needs.setdefault(extra.strip("'"), set()).add(requirement)
     assert needs["all"] == set().union(*(needs[extra] for extra in everything))
     assert any(requirement.startswith("transformers<6,>=5.17") for requirement in needs[""])
+
+
+def test_the_oldest_versions_are_tested():
+    """But for torch and Pillow, as constraints-lowest.txt says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(line) for line in (*project["dependencies"], *extras["train"], *extras["serve"])]
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for one in wanted:
+        (lowest,) = [rule.version for rule in one.specifier if rule.operator == ">="]
+        if one.name not in ("torch", "pillow"):
+            assert Version(pins[one.name]) == Version(lowest), one
+        assert Version(pins[one.name]) in one.specifier, one

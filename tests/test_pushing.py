@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import parity
@@ -330,6 +331,8 @@ def test_the_same_push_again_changes_nothing(plan, hub, api):
 
 @pytest.mark.parametrize("fault", [500, 503, DROP])
 def test_one_failure_of_the_storage_is_overcome(plan, hub, api, fault):
+    if fault == DROP and Version(huggingface_hub.__version__) < Version("1.26"):
+        pytest.skip("older versions of huggingface_hub do not send again what a dropped connection lost")
     hub.fail("PUT", "/large/", fault)
     push(plan, api=api)
     assert hub.asked("PUT /large/") == 2
