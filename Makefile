@@ -51,7 +51,7 @@ $(LOWEST_VENV)/.dev: pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST_VENV)/.dev  ## Run what meets the libraries with the oldest versions that are allowed.
 	HF_HUB_OFFLINE=1 $(LOWEST_VENV)/bin/python -m pytest -q $(PYTEST_ARGS) $(LOWEST_TESTS:%=tests/test_%.py)
 
-fuzz: $(VENV)/.dev  ## Feed the library 108,500 hostile cases, in 20 minutes of a CPU.
+fuzz: $(VENV)/.dev  ## Feed the library a hundred thousand hostile cases, in 20 minutes of a CPU.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/run.py --report model_cards/results/fuzzing.json
 
 lint: $(VENV)/.dev  ## Check style and formatting.

@@ -81,7 +81,7 @@ class LladaVTextConfig(PreTrainedConfig):
     pad_token_id: int | None = 126081
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         _check_whole(self, TEXT_SIZES)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -89,7 +89,7 @@ class LladaVTextConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that the sizes fit each other; called by `strict` after construction.
 
         Raises:
@@ -160,7 +160,7 @@ class LladaVConfig(PreTrainedConfig):
     single_tile_newline: bool = True
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
             self.text_config = LladaVTextConfig()
         elif isinstance(self.text_config, dict):
@@ -235,7 +235,7 @@ class LladaVConfig(PreTrainedConfig):
         """Patches along one side of a tile: 384 // 14 = 27."""
         return self.vision_config.image_size // self.vision_config.patch_size
 
-    def validate_geometry(self):
+    def validate_geometry(self) -> None:
         """Check token ids and tile sizes; called by `strict` after construction.
 
         Raises:

@@ -338,11 +338,11 @@ class LladaVForMaskedDiffusion(LladaVPreTrainedModel, LladaVGenerationMixin, Lla
         """The head."""
         return self.lm_head
 
-    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(self, *args: object, **kwargs: object) -> BaseModelOutputWithPooling:
         """Encode pictures, see [`LladaVModel.get_image_features`]."""
         return self.model.get_image_features(*args, **kwargs)
 
-    def get_video_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+    def get_video_features(self, *args: object, **kwargs: object) -> BaseModelOutputWithPooling:
         """Encode videos, see [`LladaVModel.get_video_features`]."""
         return self.model.get_video_features(*args, **kwargs)
 
