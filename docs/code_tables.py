@@ -1,9 +1,11 @@
 """Tables and lists of what the code itself says: settings, presets, recipes, token counts, commands."""
 
+import ast
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -24,6 +26,7 @@ from transformers_lladav.official_config_lladav import SIGLIP2_SO400M
 from transformers_lladav.recipes import RECIPES
 from transformers_lladav.tiling_lladav import video_token_count
 
+TESTS = Path(__file__).resolve().parent.parent / "tests"
 # Pictures as people have them: width and height.
 SIZES = ((384, 384), (600, 400), (1024, 768), (1080, 1920), (1920, 1080), (4032, 3024), (2480, 3508), (3000, 300))
 OPTION = re.compile(
@@ -208,6 +211,22 @@ def _literal(text: str) -> str:
     return re.sub(r"([\[\]<>_*])", r"\\\1", text) if "`" not in text else text
 
 
+def proofs_table() -> str:
+    """What each file of tests proves, in its own words.
+
+    Returns:
+        A Markdown table with the number of test functions.
+    """
+    rows = ["| file | tests | what it proves |", "|---|---:|---|"]
+    for path in sorted(TESTS.glob("test_*.py")):
+        parsed = ast.parse(path.read_text(encoding="utf-8"))
+        names = [node.name for node in ast.walk(parsed) if isinstance(node, ast.FunctionDef)]
+        count = sum(name.startswith("test_") for name in names)
+        proves = (ast.get_docstring(parsed) or "").split("\n")[0]
+        rows.append(f"| `{path.stem}` | {count or 'shared'} | {_cell(proves)} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "presets": preset_table,
     "recipes": recipe_table,
@@ -216,5 +235,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "configs": launch_table,
     "config": lambda: own_fields(LladaVConfig),
     "text_config": lambda: own_fields(LladaVTextConfig),
+    "tests": proofs_table,
     "vision_config": lambda: field_table(SIGLIP2_SO400M.items()),
 }

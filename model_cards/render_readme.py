@@ -14,7 +14,14 @@ from typing import Any
 from bench_figures import bench_table, draw_bench
 from measure_caches import caches_table, intervals_table
 from PIL import Image
-from testing_tables import ecosystem_table, endurance_table, faults_table, findings_table, fuzzing_table
+from testing_tables import (
+    ecosystem_table,
+    endurance_table,
+    faults_table,
+    findings_table,
+    fuzzing_table,
+    overview_table,
+)
 from twin_figures import draw_twins, masks_table, twin_kinds_table, twins_table
 
 from transformers_lladav.result_tables import (
@@ -208,6 +215,7 @@ TABLES = {
     "bench": ("bench", bench_table),
     "caches": ("caches", caches_table),
     "intervals": ("caches", intervals_table),
+    "testing": ("testing", overview_table),
     "ecosystem": ("ecosystem", ecosystem_table),
     "fuzzing": ("fuzzing", fuzzing_table),
     "findings": ("fuzzing", findings_table),

@@ -9,6 +9,46 @@ FAULTS = {
 }  # fmt: skip
 
 
+def overview_table(document: dict[str, Any]) -> str:
+    """All that is told below, in a line each.
+
+    Args:
+        document: written by `model_cards/measure_testing.py`.
+
+    Returns:
+        A Markdown table.
+    """
+    faults, house, endurance = document["faults"], document["house"], document["endurance"]
+    growth = f"memory {endurance['growth_of_bytes']:+.2%} after the first {endurance['first']}"
+    rows = [
+        ("tests, newest versions", _run(document["newest"])),
+        ("tests, oldest versions allowed", _run(document["lowest"])),
+        ("shared tests of transformers and PEFT", _counts(document["ecosystem"])),
+        ("hostile cases", "{cases:,}, {found} findings mended".format(**document["fuzzing"])),
+        ("tests of hostile input", f"{document['hostile_input']}"),
+        ("faults at writing steps", f"{faults['held']} of {faults['tried']} held"),
+        ("generations in one process", f"{endurance['generations']:,}, {growth}"),
+        ("tests of half precision and extreme numbers", f"{document['numerics']}"),
+        ("public names with a docstring", f"{house['documented']:,} of {house['public_names']:,}"),
+        ("functions with all types", f"{house['annotated']:,} of {house['functions']:,}, mypy strict"),
+        (f"longest of {house['modules']} modules", f"{house['longest_module']} lines"),
+        ("longest function, but for `forward`", f"{house['longest_function']} lines"),
+        ("pinned packages", f"{document['pinned']}"),
+    ]
+    note = f"The tests ran on {document['machine']['cores']} CPU cores. `python model_cards/measure_testing.py`."
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows), f"\n{note}"])
+
+
+def _run(run: dict[str, Any]) -> str:
+    """A run of the tests in a line."""
+    versions = "transformers {transformers}, torch {torch}".format(**run["versions"])
+    return f"{_counts(run)} in {run['seconds'] / 60:.1f} min ({versions})"
+
+
+def _counts(run: dict[str, Any]) -> str:
+    return f"{run['passed']:,} passed, {run['failed']} failed, {run['skipped']} skipped"
+
+
 def ecosystem_table(document: dict[str, Any]) -> str:
     """How the shared tests of transformers and PEFT went.
 

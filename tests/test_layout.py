@@ -537,11 +537,10 @@ def test_every_module_has_its_test_file(module):
     assert (ROOT / "tests" / f"test_{TESTED_WITH.get(module, module)}.py").exists()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_public_names_are_documented(module):
+def public_definitions(module):
+    """Public functions, classes and methods of a module, each with whether somebody says what it is for."""
     parsed = tree(module)
-    assert ast.get_docstring(parsed), f"{module} does not say what it is for"
-    public = [node for node in parsed.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    public = [node for node in parsed.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     public += [
         item
         for node in public
@@ -555,4 +554,21 @@ def test_public_names_are_documented(module):
         decorators = [ast.unparse(item) for item in node.decorator_list]
         generated = any(item.startswith("auto_docstring") or item.endswith(".setter") for item in decorators)
         described = node.name == "root" or node.name.endswith("Kwargs")
-        assert ast.get_docstring(node) or generated or described, f"{module}.{node.name} has no docstring"
+        yield node, bool(ast.get_docstring(node) or generated or described)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_documented(module):
+    assert ast.get_docstring(tree(module)), f"{module} does not say what it is for"
+    for node, documented in public_definitions(module):
+        assert documented, f"{module}.{node.name} has no docstring"
+
+
+TEST_FILES = sorted(path.stem for path in (ROOT / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_test_files_say_in_a_line_what_they_prove(name):
+    text = (ROOT / "tests" / f"{name}.py").read_text(encoding="utf-8")
+    first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    assert first.endswith("."), f"{name} begins with {first!r}; begin with a sentence in one line"
