@@ -61,16 +61,26 @@ class Process:
         os.close(out[1])
         os.close(err[1])
         self.stdout, self.stderr = open(out[0], encoding="utf-8"), open(err[0], encoding="utf-8")  # noqa: SIM115
-        self._answers = self._connection.makefile()
-        self.pid = int(self._answers.readline())
+        self.pid = self._number()
+
+    def _number(self):
+        """The next number that the keeper of the process tells."""
+        digits = b""
+        while not digits.endswith(b"\n"):
+            digits += self._connection.recv(1)
+        return int(digits)
+
+    def poll(self):
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait(self, timeout=None):
         if self.returncode is None:
-            self._connection.settimeout(timeout)
-            try:
-                self.returncode = int(self._answers.readline())
-            except TimeoutError:
-                raise subprocess.TimeoutExpired(self.args, timeout) from None
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = self._number()
             self._connection.close()
         return self.returncode
 

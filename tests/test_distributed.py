@@ -7,12 +7,14 @@ import random
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import python_process
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVConfig, LladaVForMaskedDiffusion, LladaVProcessor
 from transformers_lladav.batches import TrainingBatches
 from transformers_lladav.launching import find_config
@@ -70,9 +72,28 @@ def free_port():
         return str(listener.getsockname()[1])
 
 
-def torchrun(task):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
-    return [*launcher, str(SCRIPT), task]
+def run_ranks(processes, folder, task, name):
+    """Run the script in so many processes; several meet as under torchrun, at a store that their launcher holds."""
+    (folder / "task.json").write_text(json.dumps(task))
+    environments = [dict(os.environ)]
+    if processes > 1:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        meeting = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        }  # fmt: skip
+        environments = [
+            {**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)
+        ]
+    ranks = [python_process.start([SCRIPT, name, folder], env=environment) for environment in environments]
+    try:
+        with ThreadPoolExecutor(processes) as readers:
+            printed = list(readers.map(lambda rank: rank.communicate(SECONDS), ranks))
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * processes, printed
+    return folder
 
 
 def accelerate_launch(config, task):
@@ -143,13 +164,13 @@ def task(float32_checkpoint, data):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, task):
     """Both recipes in one process, which accumulates gradients."""
-    return run([str(SCRIPT), "train"], tmp_path_factory.mktemp("one"), task)
+    return run_ranks(1, tmp_path_factory.mktemp("one"), task, "train")
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory, task):
     """Both recipes in two processes with a whole model each."""
-    return run(torchrun("train"), tmp_path_factory.mktemp("ddp"), task)
+    return run_ranks(PROCESSES, tmp_path_factory.mktemp("ddp"), task, "train")
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +281,9 @@ def inferred(tmp_path_factory, models):
         "chat": [{"role": "user", "content": content}],
         "settings": {"max_new_tokens": 32, "block_length": 8},
     }
-    launchers = {"one": [str(SCRIPT), "infer"], "two": torchrun("infer")}
     return [
-        load_file(run(launcher, tmp_path_factory.mktemp(name), task) / "results.safetensors")
-        for name, launcher in launchers.items()
+        load_file(run_ranks(processes, tmp_path_factory.mktemp("inferred"), task, "infer") / "results.safetensors")
+        for processes in (1, PROCESSES)
     ]
 
 
@@ -292,8 +312,8 @@ def test_each_process_holds_half_of_the_heads(inferred, name, key_rows):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The stages in one process and in two."""
-    launchers = {"one": [str(SCRIPT), "tiny"], "two": torchrun("tiny")}
-    return {name: run(launcher, tmp_path_factory.mktemp(name), {}) for name, launcher in launchers.items()}
+    processes = {"one": 1, "two": PROCESSES}
+    return {name: run_ranks(count, tmp_path_factory.mktemp(name), {}, "tiny") for name, count in processes.items()}
 
 
 def test_a_tiny_stage_in_two_processes_is_the_one_in_one(tiny):
