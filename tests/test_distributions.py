@@ -77,7 +77,7 @@ def test_the_wheel_holds_every_module_and_no_test(wheel):
     assert modules <= set(names)
     assert "transformers_lladav/py.typed" in names
     assert "transformers_lladav/bundled_checkpoint/model.safetensors" in names
-    assert [name for name in names if "test" in name.split("/")[-1] or name.endswith((".pkl", ".bin", ".pt"))] == []
+    assert [name for name in names if "/test_" in name or name.endswith((".pkl", ".bin", ".pt"))] == []
     assert {name.split("/")[0] for name in names} == {"transformers_lladav", "transformers_lladav-0.1.0.dist-info"}
 
 
