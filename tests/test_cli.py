@@ -12,6 +12,7 @@ from torch.distributed.run import get_args_parser
 import python_process
 from test_adapters import load_base, save, train
 from transformers_lladav import BUNDLED_CHECKPOINT, LladaVProcessor, asking, cli
+from transformers_lladav.demo import DemoRow
 from transformers_lladav.shape_scenes import NUMBER_WORDS, make_scene, render_scene
 
 
@@ -307,6 +308,16 @@ def test_demo_names_its_files_as_they_are_called(here, tmp_path):
     assert run.returncode == 0, run.stderr
     shown = "".join(run.stdout.split())
     assert all(f"[v1]out[/v1]/{name}" in shown for name in ("scene-3.png", "scene-3-answers.png"))
+
+
+def test_demo_shows_no_words_that_a_terminal_would_act_on(here, tmp_path, monkeypatch):
+    row = DemoRow("What?", "a", "\x1b[2Jgone\u202e", 1.0)
+    monkeypatch.setattr("transformers_lladav.demo.run_demo", lambda *_: (make_scene("demo", 3), [row]))
+    run = here("demo", "--scene", 3, "--output", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "[2Jgone" in run.stdout
+    assert "\x1b" not in run.stdout
+    assert "\u202e" not in run.stdout
 
 
 def test_demo_writes_picture_and_card(tmp_path):

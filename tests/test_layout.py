@@ -292,6 +292,7 @@ MAY_IMPORT = {
         "files",
         "presets_lladav",
         "shape_scenes",
+        "streaming",
     },
     "batch_records": {"eval_tasks", "media", "record_files", "records"},
     "predicting": {

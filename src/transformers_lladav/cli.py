@@ -111,6 +111,7 @@ def demo(
     from .demo import answer_card, run_demo
     from .files import save_picture
     from .shape_scenes import render_scene
+    from .streaming import NOT_ON_A_TERMINAL
 
     index = random.randrange(100_000) if scene is None else scene
     with loading():
@@ -125,6 +126,7 @@ def demo(
     table = Table("question", "true answer", "model's answer", "tokens / forward", show_lines=True)
     for row in rows:
         style = "green" if row.right else "red"
-        table.add_row(row.question, row.expected, Text(row.given, style=style), f"{row.tokens_per_forward:.2f}")
+        given = Text(row.given.translate(NOT_ON_A_TERMINAL), style=style)
+        table.add_row(row.question, row.expected, given, f"{row.tokens_per_forward:.2f}")
     out.print(table)
     out.print(Text(f"{sum(row.right for row in rows)} of {len(rows)} right. Picture with answers: {card_file}"))
