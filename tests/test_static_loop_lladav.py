@@ -192,12 +192,17 @@ def compiled(**options):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"prompt_refresh_interval": 3, "block_length": 4},
-        {"prompt_refresh_interval": 3, "block_length": 4, "use_cache": "dual", "threshold": 0.12},
-        {"prompt_refresh_interval": None, "guidance_scale": 1.5, "stability_threshold": 2},
-        {"block_length": 4},
+        pytest.param({"prompt_refresh_interval": 3, "block_length": 4}, id="prompt", marks=pytest.mark.slow),
+        pytest.param(
+            {"prompt_refresh_interval": 3, "block_length": 4, "use_cache": "dual", "threshold": 0.12}, id="dual"
+        ),
+        pytest.param(
+            {"prompt_refresh_interval": None, "guidance_scale": 1.5, "stability_threshold": 2},
+            id="guidance",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"block_length": 4}, id="exact"),
     ],
-    ids=["prompt", "dual", "guidance", "exact"],
 )
 def test_a_step_is_one_graph_for_all_steps_blocks_and_later_calls(settings, mixed, model):
     """A graph cannot ask for a value: `fullgraph` is an error where something does."""
