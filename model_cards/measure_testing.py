@@ -93,7 +93,7 @@ def house_figures(layout: ModuleType) -> dict[str, int]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 figures["functions"] += 1
                 figures["annotated"] += _is_annotated(node)
-                size = _lines(node) if node.name != "forward" else 0
+                size = layout.lines_of(node) if node.name != "forward" else 0
                 figures["longest_function"] = max(figures["longest_function"], size)
         for _, documented in layout.public_definitions(module):
             figures["public_names"] += 1
@@ -107,11 +107,6 @@ def _is_annotated(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     named += [one for one in (arguments.vararg, arguments.kwarg) if one]
     own = [one for place, one in enumerate(named) if place or one.arg not in ("self", "cls")]
     return node.returns is not None and all(one.annotation is not None for one in own)
-
-
-def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    docstring = ast.get_docstring(node, clean=False)
-    return (node.end_lineno or 0) - node.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
 
 
 def gathered_figures(results: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 import ecosystem
 import parity
+import python_process
 from transformers_lladav import (
     BUNDLED_CHECKPOINT,
     LladaVConfig,
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+    python_process.end()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,15 @@ def run(arguments, timeout=180, **options):
 def _to_libraries(environment):
     """What Hugging Face's libraries read when they are imported."""
     return {name: value for name, value in environment.items() if name.startswith(("HF_", "TRANSFORMERS_", "HUGGING"))}
+
+
+def end():
+    """End the processes that others are forked from."""
+    for process, address in _PARENTS.values():
+        process.stdin.close()
+        process.wait()
+        shutil.rmtree(Path(address).parent, ignore_errors=True)
+    _PARENTS.clear()
 
 
 def _parent(loaded):

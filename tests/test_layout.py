@@ -521,14 +521,19 @@ def test_the_command_line_imports_nothing_heavy_at_start(module):
             assert {name.split(".")[0] for name in names} <= {"rich", "typer", *sys.stdlib_module_names}
 
 
+def lines_of(function):
+    """Lines of a function without its docstring."""
+    docstring = ast.get_docstring(function, clean=False)
+    return function.end_lineno - function.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_and_functions_stay_small(module):
     lines = (PACKAGE / f"{module}.py").read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_MODULE_LINES, f"{module} has {lines} lines; it is asking to be two"
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
-            size = node.end_lineno - node.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
+            size = lines_of(node)
             limit = MAX_FORWARD_LINES if node.name == "forward" else MAX_FUNCTION_LINES
             assert size <= limit, f"{module}.{node.name} has {size} lines"
 
